@@ -1,0 +1,97 @@
+"""Jinja templates to WGSL one would have written by hand.
+
+A template sees the kernel's constants as names, the target's `f16` and `subgroups`, and
+
+* `buffer("x", "array<vec4<f32>>")` — declares the kernel's binding `x` (its index and access are known);
+* `workgroup_size` — the three numbers for `@workgroup_size(...)`;
+* `{% include "sequence.wgsl.j2" %}` and the macros beside it.
+
+`enable` directives are added for what the text uses. Undefined names are errors, and so is a binding
+that the text does not declare.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from functools import cache
+from importlib.resources import files
+
+import jinja2
+
+from ..program import Kernel
+from ..sequence import MAX_STOP_TOKENS, WORDS
+from ..target import Target
+
+_LINE_BREAKS = re.compile(r"[\x00-\x1f\x7f\u0085\u2028\u2029]|\*/")
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    package = files(__package__.removesuffix("compiler.emit") + "templates")
+    return jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: (package / name).read_text(encoding="utf-8")),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        auto_reload=False,
+    )
+
+
+def render(kernel: Kernel, target: Target) -> str:
+    """The WGSL of `kernel` for `target`, without the header comment."""
+    declared: set[str] = set()
+    bindings = {binding.variable: (i, binding) for i, binding in enumerate(kernel.bindings)}
+
+    def buffer(variable: str, wgsl_type: str) -> str:
+        index, binding = bindings[variable]
+        declared.add(variable)
+        return f"@group(0) @binding({index}) var<storage, {binding.access}> {variable}: {wgsl_type};"
+
+    text = (
+        _environment()
+        .get_template(kernel.template)
+        .render(
+            dict(kernel.constants),
+            buffer=buffer,
+            has=bindings.__contains__,
+            f16=target.f16,
+            subgroups=target.subgroups,
+            workgroup_size=", ".join(map(str, kernel.workgroup)),
+            n_threads=kernel.workgroup[0] * kernel.workgroup[1] * kernel.workgroup[2],
+            sequence_words=WORDS,
+            max_stop_tokens=MAX_STOP_TOKENS,
+        )
+    )
+    if missing := set(bindings) - declared:
+        raise ValueError(f"{kernel.template} does not declare {sorted(missing)} of kernel {kernel.name}")
+    body = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+    enables = [name for name in ("f16", "subgroups") if _uses(name, body)]
+    return "".join(f"enable {name};\n" for name in enables) + ("\n" if enables else "") + body
+
+
+def features_of(wgsl: str) -> tuple[str, ...]:
+    """The WebGPU features that a shader needs, by its `enable` directives."""
+    names = {"f16": "shader-f16", "subgroups": "subgroups"}
+    return tuple(feature for name, feature in names.items() if f"enable {name};" in wgsl)
+
+
+def header(kernels: Iterable[Kernel], limit: int = 40) -> str:
+    """The comment above a shader: what it implements. Names come from the model and are made harmless."""
+    nodes = list(dict.fromkeys(node for kernel in kernels for node in kernel.nodes))
+    lines = [f"//   {comment(node)}" for node in nodes[:limit]]
+    if len(nodes) > limit:
+        lines.append(f"//   … and {len(nodes) - limit} more (webgpu-inspect lists them)")
+    return "\n".join(["// ONNX nodes:", *lines]) + "\n" if lines else ""
+
+
+def comment(text: str) -> str:
+    """A model's name as part of a line comment: no character may end the comment, or the file."""
+    return _LINE_BREAKS.sub("?", text)[:200]
+
+
+def _uses(feature: str, body: str) -> bool:
+    code = re.sub(r"//[^\n]*", "", body)
+    pattern = {"f16": r"\bf16\b|\bvec[234]h\b", "subgroups": r"\bsubgroup[A-Z_]\w*|\bsubgroup_\w+"}[feature]
+    return re.search(pattern, code) is not None

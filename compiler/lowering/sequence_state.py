@@ -1,0 +1,98 @@
+"""The kernels that move the sequence along: no token, length or decision leaves the GPU.
+
+`begin` opens a chunk of a prompt, `sample` ends a step with a new token, `advance` ends one without.
+`LastToken` is the row of the last real position of a chunk.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+from ..program import DType, Kernel, Role, Tensor
+from ..sequence import SEQUENCE, STOP_LIMIT, STOP_TOKEN, TOKENS
+from .builder import Builder, Op, lower, reads, writes
+
+SAMPLE_THREADS = 256
+
+
+def begin(builder: Builder) -> Kernel:
+    """Set length, total_length and call_length for the next chunk of the known tokens."""
+    return _state_kernel("begin", "sequence_begin.wgsl.j2", builder, {"rows": builder.rows})
+
+
+def advance(builder: Builder) -> Kernel:
+    """The chunk's positions are in the cache now; no token is sampled."""
+    return _state_kernel("advance", "sequence_advance.wgsl.j2", builder, {})
+
+
+def sample(builder: Builder, values: Tensor, indices: Tensor) -> Kernel:
+    """Greedy: the arg-max over the LM head's partial maxima becomes the next token.
+
+    It is appended to `tokens`, the sequence advances by it, and `stop` is set when it is a stop token or
+    the limit is reached. In a chunk that is not the last one of the prompt only the sequence advances.
+    """
+    assert builder.decoder is not None
+    host = builder.decoder.driven_by == "host"
+    tensors = builder.tensors
+    state = reads(sequence=tensors[SEQUENCE]) if host else writes(sequence=tensors[SEQUENCE])
+    return Kernel(
+        name="sample",
+        template="sample_greedy.wgsl.j2",
+        workgroup=(SAMPLE_THREADS, 1, 1),
+        grid=(1, 1, 1),
+        bindings=(
+            *reads(partial_values=values, partial_indices=indices),
+            *state,
+            *writes(tokens=tensors[TOKENS]),
+        ),
+        constants=(
+            ("driven_by_host", host),
+            ("n_partials", prod(values.shape)),
+            ("stop_limit", STOP_LIMIT),
+            ("stop_token", STOP_TOKEN),
+        ),
+        nodes=(),
+        workgroup_nbytes=8 * SAMPLE_THREADS,
+        work=prod(values.shape),
+    )
+
+
+@lower("LastToken", domain="webgpu_compile", dtypes="float32, float16", limits="made by the compiler")
+def last_token(op: Op) -> list[Kernel] | None:
+    """y[0] = x[length - 1]: the last real row of the chunk. With one row there is nothing to choose."""
+    *_, rows, width = op.shape(0)
+    if rows == 1:
+        op.alias(op.read(0))
+        return None
+    return [
+        op.kernel(
+            "last_token.wgsl.j2",
+            grid=-(-width // 256),
+            workgroup=256,
+            bindings=[
+                *reads(x=op.read(0), sequence=op.builder.tensors[SEQUENCE]),
+                *writes(y=op.write()),
+            ],
+            constants={"width": width},
+        )
+    ]
+
+
+def argmax_tensors(builder: Builder, n: int) -> tuple[Tensor, Tensor]:
+    """Scratch for the LM head's partial maxima: values f32[n] and indices u32[n]."""
+    return (
+        builder.tensor("argmax/values", DType.F32, (n,), Role.ACTIVATION),
+        builder.tensor("argmax/indices", DType.U32, (n,), Role.ACTIVATION),
+    )
+
+
+def _state_kernel(name: str, template: str, builder: Builder, constants: dict[str, int]) -> Kernel:
+    return Kernel(
+        name=name,
+        template=template,
+        workgroup=(1, 1, 1),
+        grid=(1, 1, 1),
+        bindings=tuple(writes(sequence=builder.tensors[SEQUENCE])),
+        constants=tuple(sorted(constants.items())),
+        nodes=(),
+    )

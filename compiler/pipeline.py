@@ -1,0 +1,140 @@
+"""The compiler on one page.
+
+    model.onnx ─import→ graph ─passes→ graph ─lower→ programs ─schedule, plan→ plan ─emit→ out/
+
+Each stage is a function of what the one before returned; each can be dumped and stopped after.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from . import __version__
+from .emit.artifact import copy_model_files, replacing, write_manifest, write_shaders
+from .emit.manifest import manifest
+from .emit.model import model_json, ports_of, sequence_json
+from .emit.shaders import ShaderSet, render_shaders
+from .emit.shards import write_shard
+from .errors import CompileError
+from .lowering import lower_model
+from .options import CompileOptions
+from .passes.front import DeviceModel, front
+from .plan import Plan, plan
+from .program import Program, Weight
+from .progress import Observer, SilentObserver
+from .schedule import schedule
+from .verify_plan import verify
+from .weights import pack
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a compilation came to; later stages are None when it stopped before them."""
+
+    options: CompileOptions
+    out: Path | None
+    device: DeviceModel
+    programs: dict[str, tuple[Program, ...]] | None = None
+    plan: Plan | None = None
+    shaders: ShaderSet | None = None
+    files: dict[str, int] | None = None  # bytes of every file written
+
+
+def compile(model: str | Path, out: str | Path, **options: Any) -> Result:
+    """Compile an ONNX model (a file or a model folder) into the artifact folder `out`.
+
+    Options are those of the command line: max_length, dims={"name": size}, batch, prefill_chunks,
+    variants, activations, sequence_length, attention_dispatch, disable_pass, check, dump, stop_after.
+
+    Raises:
+        CompileError: the model, a file or an option cannot be compiled; one sentence says why.
+    """
+    return run_pipeline(Path(model), Path(out), CompileOptions(**options), SilentObserver())
+
+
+def run_pipeline(model: Path, out: Path | None, options: CompileOptions, observer: Observer) -> Result:
+    """All stages in order, or up to `options.stop_after`."""
+    stop = "plan" if options.check else options.stop_after
+    observer.stage("importing and rewriting the graph")
+    device = front(model, options, observer)
+    result = Result(options, out, device)
+    if stop in ("import", "placement", "graph"):
+        return result
+
+    observer.stage("lowering to kernels")
+    programs = lower_model(device, options)
+    _dump(options, "lower", programs)
+    result = replace(result, programs=programs)
+    if stop == "lower":
+        return result
+
+    observer.stage("scheduling and planning memory")
+    programs = {variant: tuple(map(schedule, each)) for variant, each in programs.items()}
+    planned = plan(programs)
+    verify(planned)
+    _dump(options, "plan", planned)
+    result = replace(result, programs=programs, plan=planned)
+    if stop == "plan":
+        return result
+
+    observer.stage("emitting WGSL")
+    shaders = render_shaders(planned.variants)
+    result = replace(result, shaders=shaders)
+    if out is None:
+        return result
+    files = _emit(device, planned, shaders, out, observer, options)
+    return replace(result, files=files)
+
+
+def _emit(
+    device: DeviceModel, planned: Plan, shaders: ShaderSet, out: Path, observer: Observer, options: CompileOptions
+) -> dict[str, int]:
+    def packed(weight: Weight) -> Any:
+        return pack(weight, [device.array(source.initializer) for source in weight.sources])
+
+    with replacing(out) as folder:
+        write_shaders(folder, shaders)
+        observer.weights(sum(w.tensor.nbytes for shard in planned.shards for w in shard))
+        (folder / "weights").mkdir()
+        shards = [
+            write_shard(folder / "weights" / f"weights-{i:04}.safetensors", shard, packed, observer.advance)
+            for i, shard in enumerate(planned.shards)
+        ]
+        copied = copy_model_files(device.folder, folder)
+        inputs_outputs = ports_of(device, planned)
+        document = manifest(
+            planned,
+            shaders,
+            shards,
+            model_json(device),
+            sequence_json(device, planned, options),
+            inputs_outputs,
+            copied,
+            f"webgpu-compile {__version__}",
+        )
+        write_manifest(folder, document)
+        return {
+            str(file.relative_to(folder)): file.stat().st_size
+            for file in sorted(folder.rglob("*"))
+            if file.is_file()
+        }
+
+
+def _dump(options: CompileOptions, stage: str, what: Plan | dict[str, tuple[Program, ...]]) -> None:
+    if options.dump is None:
+        return
+    texts = (
+        {f"{stage}.txt": what.text()}
+        if isinstance(what, Plan)
+        else {f"{stage}-{v}-{p.name}.txt": p.text() for v, programs in what.items() for p in programs}
+    )
+    try:
+        options.dump.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            (options.dump / name).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise CompileError(
+            f"option --dump {str(options.dump)!r}", f"cannot be written: {error.strerror}", "give another folder"
+        ) from error

@@ -1,0 +1,23 @@
+"""The runtime: loads an artifact, checks it, replays it. It decides nothing that the compiler could have."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .errors import RuntimeFailure
+    from .loading import load
+    from .session import Session
+
+__all__ = ["RuntimeFailure", "Session", "load"]
+
+_HOME = {"load": "loading", "RuntimeFailure": "errors", "Session": "session"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: reading the schema must not need a GPU library."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)

@@ -1,0 +1,202 @@
+"""The manifest's verifier: every index, range and rule of use, before anything reaches the GPU.
+
+wgpu-native aborts the process on a validation error at submit, so what it would find there is found here.
+The schema has checked types and ranges of single fields; this checks how they fit together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from math import prod
+
+from .check_steps import check_steps
+from .errors import RuntimeFailure
+from .limits import DEFAULTS, buffers_of, granted
+from .ports import STORAGE_NBYTES
+from .schema import Manifest, Port, Program, Variant
+
+ALIGNMENT = 256
+MIN_BLOCK_NBYTES, MAX_BLOCK_NBYTES = 4096, 64 << 20
+SEQUENCE_WORDS = ("past_length", "length", "total_length", "call_length", "n_tokens")
+GENERATION_WORDS = ("limit", "stop", "n_stop_tokens", "stop_tokens")
+
+
+class Inconsistent(Exception):
+    """What does not fit, without the sentence around it."""
+
+
+def check_manifest(manifest: Manifest) -> None:
+    """Check a decoded manifest.
+
+    Raises:
+        RuntimeFailure: naming the first thing that does not fit.
+    """
+    try:
+        _check_names(manifest)
+        _check_buffers(manifest)
+        _check_shards(manifest)
+        _check_model(manifest)
+        for variant in manifest.variants:
+            _check_variant(manifest, variant)
+    except Inconsistent as error:
+        raise RuntimeFailure(
+            "manifest.json", f"is inconsistent: {error}", "compile the model again with webgpu-compile"
+        ) from None
+
+
+def require(condition: bool, message: str) -> None:
+    if not condition:
+        raise Inconsistent(message)
+
+
+def _unique(what: str, names: Sequence[str]) -> None:
+    require(len(set(names)) == len(names), f"two {what} have the same name")
+
+
+def _check_names(manifest: Manifest) -> None:
+    _unique("buffers", [buffer.name for buffer in manifest.buffers])
+    _unique("weights", [weight.name for weight in manifest.weights])
+    # Without case: the artifact may be copied to a file system that does not tell a from A.
+    _unique("shards", [shard.file.lower() for shard in manifest.shards])
+    _unique("shaders", [shader.file.lower() for shader in manifest.shaders])
+    _unique("variants", [variant.name for variant in manifest.variants])
+    _unique("inputs", [port.name for port in manifest.model.inputs])
+    _unique("outputs", [port.name for port in manifest.model.outputs])
+
+
+def _check_buffers(manifest: Manifest) -> None:
+    for buffer in manifest.buffers:
+        require(buffer.nbytes % 4 == 0, f"the size of buffer {buffer.name!r} is not a multiple of 4")
+
+
+def _check_shards(manifest: Manifest) -> None:
+    """Shards and weight buffers are the same bytes; the weights of a shard do not overlap."""
+    filled = set()
+    for shard in manifest.shards:
+        name = f"shard {shard.file!r}"
+        require(shard.buffer < len(manifest.buffers), f"{name} has no buffer")
+        buffer = manifest.buffers[shard.buffer]
+        require(buffer.kind == "weights", f"{name} fills buffer {buffer.name!r}, which is not for weights")
+        require(shard.buffer not in filled, f"two shards fill buffer {buffer.name!r}")
+        filled.add(shard.buffer)
+        require(shard.data_offset % ALIGNMENT == 0, f"the data of {name} is not aligned")
+        require(
+            shard.nbytes - shard.data_offset == buffer.nbytes,
+            f"{name} and its buffer differ in size",
+        )
+        block = shard.block_nbytes
+        require(
+            MIN_BLOCK_NBYTES <= block <= MAX_BLOCK_NBYTES and block % 4 == 0,
+            f"{name} has blocks of {block} bytes",
+        )
+        require(len(shard.blocks) == -(-shard.nbytes // block), f"{name} has too many or too few hashes")
+    for index, buffer in enumerate(manifest.buffers):
+        require(buffer.kind != "weights" or index in filled, f"no shard fills buffer {buffer.name!r}")
+    _check_weights(manifest)
+
+
+def _check_weights(manifest: Manifest) -> None:
+    ends: dict[int, int] = {}
+    for weight in sorted(manifest.weights, key=lambda weight: (weight.shard, weight.offset)):
+        name = f"weight {weight.name!r}"
+        require(weight.shard < len(manifest.shards), f"{name} has no shard")
+        shard = manifest.shards[weight.shard]
+        require(weight.offset % ALIGNMENT == 0, f"{name} is not aligned")
+        size = prod(weight.shape) * STORAGE_NBYTES[weight.dtype]
+        require(size == weight.nbytes, f"the shape of {name} does not give its size")
+        require(ends.get(weight.shard, 0) <= weight.offset, f"{name} overlaps another")
+        ends[weight.shard] = weight.offset + weight.nbytes
+        require(ends[weight.shard] <= shard.nbytes - shard.data_offset, f"{name} ends behind its shard")
+
+
+def _check_model(manifest: Manifest) -> None:
+    sequence = manifest.sequence
+    require(
+        (manifest.model.kind == "decoder") == (sequence is not None),
+        "a decoder has a sequence, and nothing else has",
+    )
+    _check_ports(manifest, (*manifest.model.inputs, *manifest.model.outputs), concrete=False)
+    if sequence is None:
+        return
+    require(max(sequence.buffer, sequence.tokens) < len(manifest.buffers), "the sequence has no buffer")
+    words, tokens = manifest.buffers[sequence.buffer], manifest.buffers[sequence.tokens]
+    require(words.kind == tokens.kind == "state", "the sequence's buffers are not state")
+    require(sequence.buffer != sequence.tokens, "the sequence's words and tokens share a buffer")
+    require(tokens.nbytes >= 4 * (sequence.capacity + 1), "the token buffer is too small")
+    needed = SEQUENCE_WORDS + (GENERATION_WORDS if sequence.driven_by == "gpu" else ())
+    for name in needed:
+        require(name in sequence.words, f"the sequence lacks the word {name!r}")
+    taken = [index for name, index in sequence.words.items() if name != "stop_tokens"]
+    if "stop_tokens" in sequence.words:
+        first = sequence.words["stop_tokens"]
+        taken += range(first, first + sequence.max_stop_tokens)
+    require(len(set(taken)) == len(taken), "two words of the sequence are the same")
+    require(4 * (max(taken) + 1) <= words.nbytes, "the sequence buffer is too small for its words")
+    require(len(sequence.stop_tokens) <= sequence.max_stop_tokens, "there are too many stop tokens")
+    require(sequence.capacity < 2**31 and sequence.vocab_size < 2**31, "the sequence does not fit 32 bits")
+
+
+def _check_variant(manifest: Manifest, variant: Variant) -> None:
+    for name in variant.limits:
+        require(name in DEFAULTS, f"variant {variant.name!r} asks for the unknown limit {name!r}")
+    limits = granted(variant)
+    for index in buffers_of(manifest, variant):
+        require(index < len(manifest.buffers), f"variant {variant.name!r} uses a buffer that does not exist")
+        buffer = manifest.buffers[index]
+        require(
+            buffer.nbytes <= limits["maxBufferSize"],
+            f"buffer {buffer.name!r} is larger than variant {variant.name!r} asks for",
+        )
+    _check_programs(manifest, variant)
+    for name, program in variant.programs.items():
+        where = f"program {name!r} of variant {variant.name!r}"
+        _check_ports(manifest, (*program.inputs, *program.outputs), concrete=True)
+        _check_lifetimes(manifest, program, where)
+        problem = check_steps(manifest, variant, program)
+        require(problem is None, f"{where}, {problem}")
+
+
+def _check_programs(manifest: Manifest, variant: Variant) -> None:
+    """A decoder has `decode` and some `prefill_N`, a graph has `run`; and they have what callers read."""
+    programs, where = variant.programs, f"variant {variant.name!r}"
+    if manifest.sequence is None:
+        require(set(programs) == {"run"}, f"{where} does not have the one program 'run'")
+        return
+    require("decode" in programs, f"{where} has no program 'decode'")
+    kinds = {"decode": False, "prefill": False, "logits": False}
+    for name, program in programs.items():
+        kind, _, rows = name.partition("_")
+        known = name == "decode" or (kind in ("prefill", "logits") and rows == str(program.rows))
+        require(known, f"{where} has the unknown program {name!r}")
+        require(program.rows == 1 if kind == "decode" else program.rows >= 1, f"{name!r} has no rows")
+        kinds[kind] = True
+        shape = [1, program.rows if kind == "logits" else 1, manifest.sequence.vocab_size]
+        found = [port.shape for port in program.outputs if port.name == "logits"]
+        require(found == [shape], f"{where}, {name!r} does not give logits of shape {shape}")
+    require(kinds["prefill"], f"{where} has no program 'prefill_N'")
+    require(kinds["logits"] == manifest.sequence.all_logits, f"{where}: 'logits_N' and all_logits disagree")
+
+
+def _check_ports(manifest: Manifest, ports: Iterable[Port], *, concrete: bool) -> None:
+    for port in ports:
+        if concrete:
+            require(port.buffer is not None, f"port {port.name!r} has no buffer")
+            require(all(isinstance(dim, int) for dim in port.shape), f"port {port.name!r} has a symbolic shape")
+            size = prod(dim for dim in port.shape if isinstance(dim, int)) * STORAGE_NBYTES[port.storage]
+            require(
+                size <= port.nbytes <= size + ALIGNMENT,
+                f"the shape of port {port.name!r} does not give its size",
+            )
+        if port.buffer is None:
+            continue
+        require(port.buffer < len(manifest.buffers), f"port {port.name!r} has no buffer")
+        buffer = manifest.buffers[port.buffer]
+        require(port.nbytes <= buffer.nbytes, f"port {port.name!r} is larger than its buffer")
+        require(port.nbytes % 4 == 0, f"the size of port {port.name!r} is not a multiple of 4")
+        require(buffer.kind != "weights", f"port {port.name!r} is in a weight buffer")
+
+
+def _check_lifetimes(manifest: Manifest, program: Program, where: str) -> None:
+    for life in program.lifetimes:
+        require(life.buffer < len(manifest.buffers), f"{where}: {life.name!r} has no buffer")
+        require(life.first <= life.last < len(program.steps), f"{where}: {life.name!r} lives out of range")

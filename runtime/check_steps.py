@@ -1,0 +1,127 @@
+"""The rules of one step: ranges inside their buffers, WebGPU's usage rules, grids within limits."""
+
+from __future__ import annotations
+
+from math import prod
+
+from .limits import granted
+from .schema import Bound, Copy, Dispatch, Manifest, Program, Variant
+
+ALIGNMENT = 256
+GRID_NBYTES = 12
+
+
+def check_steps(manifest: Manifest, variant: Variant, program: Program) -> str | None:
+    """What is wrong with the first bad step of `program`, or None."""
+    if not program.steps:
+        return "has no steps"
+    limits = granted(variant)
+    for number, step in enumerate(program.steps):
+        if isinstance(step, Copy):
+            problem = _copy_problem(manifest, step)
+        else:
+            problem = _dispatch_problem(manifest, variant, limits, step)
+        if problem is not None:
+            kernel = f" ({step.kernel})" if isinstance(step, Dispatch) else ""
+            return f"step {number}{kernel}: {problem}"
+    return None
+
+
+def _copy_problem(manifest: Manifest, step: Copy) -> str | None:
+    if step.source == step.target:
+        return "copies within one buffer"  # WebGPU forbids it even where the ranges are apart
+    if max(step.source, step.target) >= len(manifest.buffers):
+        return "copies a buffer that does not exist"
+    if (step.nbytes | step.source_offset | step.target_offset) % 4:
+        return "copies a range that is not a multiple of 4"
+    for index, offset in ((step.source, step.source_offset), (step.target, step.target_offset)):
+        if offset + step.nbytes > manifest.buffers[index].nbytes:
+            return "copies a range outside its buffer"
+    if manifest.buffers[step.target].kind == "weights":
+        return "writes weights"
+    return None
+
+
+def _dispatch_problem(
+    manifest: Manifest, variant: Variant, limits: dict[str, int], step: Dispatch
+) -> str | None:
+    if step.shader >= len(manifest.shaders):
+        return "has a shader that does not exist"
+    shader = manifest.shaders[step.shader]
+    if not set(shader.features) <= set(variant.features):
+        return "has a shader with a feature that its variant does not name"
+    if len(step.bindings) != len(shader.access):
+        return f"binds {len(step.bindings)} buffers where its shader has {len(shader.access)}"
+    if len(step.bindings) > limits["maxStorageBuffersPerShaderStage"]:
+        return "binds more buffers than its variant asks for"
+    for bound in step.bindings:
+        problem = _bound_problem(manifest, limits, bound)
+        if problem is not None:
+            return problem
+    return (
+        _usage_problem(manifest, step, shader.access)
+        or _workgroup_problem(limits, shader.workgroup)
+        or _grid_problem(manifest, limits, step)
+    )
+
+
+def _bound_problem(manifest: Manifest, limits: dict[str, int], bound: Bound) -> str | None:
+    if bound.buffer >= len(manifest.buffers):
+        return "binds a buffer that does not exist"
+    buffer = manifest.buffers[bound.buffer]
+    if bound.offset % ALIGNMENT:
+        return f"binds {buffer.name!r} at an offset that is not a multiple of {ALIGNMENT}"
+    if bound.nbytes % 4:
+        return f"binds a size of {buffer.name!r} that is not a multiple of 4"
+    if bound.offset + bound.nbytes > buffer.nbytes:
+        return f"binds a range outside of {buffer.name!r}"
+    if bound.nbytes > limits["maxStorageBufferBindingSize"]:
+        return f"binds more of {buffer.name!r} than its variant asks for"
+    return None
+
+
+def _usage_problem(manifest: Manifest, step: Dispatch, access: list[str]) -> str | None:
+    """WebGPU forbids a buffer that is both read-only and writable in one dispatch, whatever the ranges."""
+    bound = list(zip(step.bindings, access, strict=True))
+    read = {binding.buffer for binding, how in bound if how == "read"}
+    written = [binding for binding, how in bound if how == "read_write"]
+    for binding in written:
+        name = manifest.buffers[binding.buffer].name
+        if manifest.buffers[binding.buffer].kind == "weights":
+            return f"writes the weights in {name!r}"
+        if binding.buffer in read:
+            return f"reads and writes {name!r} through different bindings"
+        if step.indirect is not None and binding.buffer == step.indirect.buffer:
+            return f"takes its grid from {name!r}, which it writes"
+    written.sort(key=lambda binding: (binding.buffer, binding.offset))
+    for left, right in zip(written, written[1:], strict=False):
+        if left.buffer == right.buffer and left.offset + left.nbytes > right.offset:
+            return f"binds overlapping ranges of {manifest.buffers[left.buffer].name!r} for writing"
+    return None
+
+
+def _workgroup_problem(limits: dict[str, int], workgroup: list[int]) -> str | None:
+    for axis, size in zip("XYZ", workgroup, strict=True):
+        if size > limits[f"maxComputeWorkgroupSize{axis}"]:
+            return f"has a workgroup of {size} along {axis.lower()}, more than its variant asks for"
+    if prod(workgroup) > limits["maxComputeInvocationsPerWorkgroup"]:
+        return f"has a workgroup of {prod(workgroup)}, more than its variant asks for"
+    return None
+
+
+def _grid_problem(manifest: Manifest, limits: dict[str, int], step: Dispatch) -> str | None:
+    if (step.grid is None) == (step.indirect is None):
+        return "must have a grid or an indirect grid"
+    if step.grid is not None:
+        too_big = max(step.grid) > limits["maxComputeWorkgroupsPerDimension"]
+        return f"has a grid of {step.grid}" if too_big else None
+    assert step.indirect is not None
+    index, offset = step.indirect.buffer, step.indirect.offset
+    if index >= len(manifest.buffers):
+        return "takes its grid from a buffer that does not exist"
+    buffer = manifest.buffers[index]
+    if not buffer.indirect:
+        return f"takes its grid from {buffer.name!r}, which is not marked indirect"
+    if offset % 4 or offset + GRID_NBYTES > buffer.nbytes:
+        return f"takes its grid from outside of {buffer.name!r}"
+    return None

@@ -1,0 +1,80 @@
+"""WebGPU limits by their names in the specification, and what a variant needs of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from types import MappingProxyType
+
+from .schema import Copy, Dispatch, Manifest, Variant
+
+DEFAULTS = MappingProxyType(
+    {
+        "maxStorageBuffersPerShaderStage": 8,
+        "maxStorageBufferBindingSize": 128 << 20,
+        "maxBufferSize": 256 << 20,
+        "maxComputeWorkgroupStorageSize": 16 << 10,
+        "maxComputeInvocationsPerWorkgroup": 256,
+        "maxComputeWorkgroupSizeX": 256,
+        "maxComputeWorkgroupSizeY": 256,
+        "maxComputeWorkgroupSizeZ": 64,
+        "maxComputeWorkgroupsPerDimension": 65535,
+    }
+)
+"""The limits that concern compute, with what every implementation has (specification, section 3.6.2)."""
+
+NATIVE_FEATURES = MappingProxyType({"shader-f16": "shader-f16", "subgroups": "subgroup"})
+"""WebGPU's feature names and wgpu-native's."""
+
+
+def native_name(limit: str) -> str:
+    """maxBufferSize  =>  max-buffer-size, as wgpu-py spells it."""
+    return re.sub(r"([A-Z])", lambda match: "-" + match[1].lower(), limit)
+
+
+def granted(variant: Variant) -> dict[str, int]:
+    """The limits that a device made for `variant` has: the defaults, raised where the variant says so."""
+    return {name: max(value, variant.limits.get(name, 0)) for name, value in DEFAULTS.items()}
+
+
+def missing_features(variant: Variant, features: Collection[str]) -> list[str]:
+    """Features of `variant` that are not among an adapter's or device's."""
+    return [name for name in variant.features if NATIVE_FEATURES[name] not in features and name not in features]
+
+
+def missing_limits(variant: Variant, limits: dict[str, int]) -> list[str]:
+    """Limits of `variant` that an adapter or device does not reach, as "name (needs n, has m)"."""
+    short = []
+    for name, need in granted(variant).items():
+        have = limits.get(native_name(name), 0)
+        # Adapters below WebGPU's defaults exist (compatibility mode): only what the variant uses counts there.
+        if have < need and have < variant.limits.get(name, need):
+            short.append(f"{name} (needs {need}, has {have})")
+    return short
+
+
+def buffers_of(manifest: Manifest, variant: Variant) -> set[int]:
+    """Indices of the buffers that the programs of `variant` touch, or that the caller reads and writes."""
+    used = {port.buffer for port in (*manifest.model.inputs, *manifest.model.outputs) if port.buffer is not None}
+    if manifest.sequence is not None:
+        used |= {manifest.sequence.buffer, manifest.sequence.tokens}
+    for program in variant.programs.values():
+        used |= {port.buffer for port in (*program.inputs, *program.outputs) if port.buffer is not None}
+        for step in program.steps:
+            if isinstance(step, Copy):
+                used |= {step.source, step.target}
+                continue
+            used |= {bound.buffer for bound in step.bindings}
+            if step.indirect is not None:
+                used.add(step.indirect.buffer)
+    return used
+
+
+def shaders_of(variant: Variant) -> set[int]:
+    """Indices of the shaders that the programs of `variant` run."""
+    return {
+        step.shader
+        for program in variant.programs.values()
+        for step in program.steps
+        if isinstance(step, Dispatch)
+    }

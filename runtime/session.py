@@ -1,0 +1,230 @@
+"""A loaded artifact: `run` and `generate` on top of the captured graph."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Generator as PyGenerator
+from collections.abc import Iterable, Iterator, Mapping
+from types import TracebackType
+from typing import Any
+
+from .decoder_run import DecoderRun
+from .errors import RuntimeFailure
+from .generate import Finish, Generator, Request
+from .graph_run import run_graph
+from .ports import Array
+from .readback import Readback
+from .resources import Resources
+from .schema import Manifest, Variant
+from .sequence import History, Writer, check_capacity, token_ids
+
+TOKENS_PER_SUBMIT = 8
+"""Tokens encoded ahead and read together. More saves little and delays streaming and stopping."""
+
+
+class Session:
+    """A model on the GPU; made by `load`. Not for use by several threads at once.
+
+    `run` takes and gives NumPy arrays under the model's own names; a language model keeps its sequence
+    between calls, and both `run` and `generate` append to it until `reset`.
+    """
+
+    def __init__(
+        self, manifest: Manifest, variant: Variant, reason: str, resources: Resources, *, owns_device: bool
+    ) -> None:
+        self.manifest = manifest
+        self.variant = variant.name
+        self.variant_reason = reason
+        self._variant = variant
+        self._resources: Resources | None = resources
+        self._owns_device = owns_device
+        self._readback = Readback(resources)
+        self._history = History()
+        self._active: weakref.ref[PyGenerator[int, None, None]] | None = None
+        self._finish: Finish | None = None
+        self._generator: Generator | None = None
+        self._decoder: DecoderRun | None = None
+        if manifest.sequence is not None:
+            state, buffers = manifest.sequence, resources.buffers
+            writer = Writer(state, resources.device.queue, buffers[state.buffer], buffers[state.tokens])
+            self._generator = Generator(resources, state, self._history, writer)
+            self._decoder = DecoderRun(
+                manifest, variant, resources, self._readback, self._history, writer
+            )
+
+    @property
+    def adapter_info(self) -> dict[str, Any]:
+        """Vendor, device, description, adapter_type and backend_type of the GPU in use."""
+        return dict(self._alive().device.adapter_info)
+
+    @property
+    def capacity(self) -> int | None:
+        """Positions in the KV cache; None for a model without a sequence."""
+        return self.manifest.sequence.capacity if self.manifest.sequence else None
+
+    @property
+    def tokens(self) -> list[int]:
+        """The history: every token given or generated since the last reset."""
+        return list(self._history.tokens)
+
+    @property
+    def finish_reason(self) -> str | None:
+        """Why the last generation ended: stop, length, capacity; None while it runs or when it was left."""
+        return None if self._finish is None else self._finish.value
+
+    def run(self, inputs: Mapping[str, Any], outputs: Iterable[str] | None = None) -> dict[str, Array]:
+        """Run the model once, as ONNX Runtime's session does.
+
+        A language model needs `input_ids` [1, S] only: it continues the sequence of earlier calls. `logits` are
+        [1, S, V], or [1, 1, V] where the exporter kept the last position only.
+
+        Args:
+            inputs: arrays by the model's input names.
+            outputs: names wanted; None for all but the KV cache (`present.*`), which is given on request.
+
+        Raises:
+            RuntimeFailure: a name, dtype or shape that is not the model's, or the cache is full.
+        """
+        self._begin()
+        names = self._output_names(outputs)
+        self._check_input_names(inputs)
+        if self._decoder is not None:
+            return self._decoder.run(inputs, names)
+        return run_graph(self.manifest, self._variant.programs["run"], self._alive(), self._readback, inputs, names)
+
+    def generate(
+        self,
+        ids: Any = (),
+        max_new_tokens: int | None = None,
+        stop_tokens: Iterable[int] | None = None,
+        tokens_per_submit: int = TOKENS_PER_SUBMIT,
+    ) -> Iterator[int]:
+        """Append `ids` to the sequence and generate greedily.
+
+        Args:
+            ids: token ids; empty to go on from where the sequence ends.
+            max_new_tokens: None for as many as fit.
+            stop_tokens: None for the model's own. A stop token ends the generation and is not given.
+            tokens_per_submit: tokens computed per submission and read together.
+
+        Returns:
+            An iterator of token ids. Leaving it early is fine: the sequence is what it gave.
+
+        Raises:
+            RuntimeFailure: at once, for arguments that cannot be used.
+        """
+        self._begin()
+        if self.manifest.sequence is None or self._generator is None:
+            raise RuntimeFailure("generate", "needs a language model", "use run() for this model")
+        prompt = token_ids(ids, self.manifest.sequence.vocab_size)
+        request = self._request(len(prompt), max_new_tokens, stop_tokens, tokens_per_submit)
+        iterator = self._generate(self._generator, request, prompt)
+        self._active = weakref.ref(iterator)
+        return iterator
+
+    def reset(self) -> None:
+        """Forget the sequence. The memory of the KV cache stays."""
+        self._begin()
+        self._history.tokens.clear()
+        self._history.past = 0
+
+    def close(self) -> None:
+        """Give the GPU's memory back. The session cannot be used afterwards; closing twice is fine."""
+        if self._resources is None:
+            return
+        self._begin()
+        resources, self._resources = self._resources, None
+        self._readback.destroy()
+        if self._generator is not None:
+            self._generator.destroy()
+        resources.destroy()
+        if self._owns_device:
+            resources.device.destroy()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _alive(self) -> Resources:
+        if self._resources is None:
+            raise RuntimeFailure("the session", "is closed", "load the artifact again")
+        return self._resources
+
+    def _begin(self) -> None:
+        """Before every call: the session is open, and a generation that was left is ended."""
+        self._alive()
+        active = self._active() if self._active is not None else None
+        self._active = None
+        if active is None:
+            return
+        try:
+            active.close()
+        except ValueError:  # it is running: another thread, or a call from inside it
+            raise RuntimeFailure(
+                "the session", "is generating on another thread", "use one session per thread"
+            ) from None
+
+    def _request(
+        self, n_new: int, max_new_tokens: int | None, stop_tokens: Iterable[int] | None, tokens_per_submit: int
+    ) -> Request:
+        state = self.manifest.sequence
+        assert state is not None
+        known = len(self._history.tokens)
+        if known + n_new == 0:
+            raise RuntimeFailure("the prompt", "is empty", "give at least one token")
+        check_capacity(known + n_new, known, state.capacity)
+        if max_new_tokens is not None and max_new_tokens < 0:
+            raise RuntimeFailure("max_new_tokens", f"is {max_new_tokens}", "give 0 or more, or None")
+        if tokens_per_submit < 1:
+            raise RuntimeFailure("tokens_per_submit", f"is {tokens_per_submit}", "give 1 or more")
+        stop = state.stop_tokens if stop_tokens is None else list(dict.fromkeys(stop_tokens))
+        stop = token_ids(stop, state.vocab_size, "stop_tokens")
+        if len(stop) > state.max_stop_tokens:
+            raise RuntimeFailure(
+                "stop_tokens", f"has {len(stop)} tokens", f"give {state.max_stop_tokens} at most"
+            )
+        n_tokens, most = known + n_new, state.capacity + 1
+        wanted = most if max_new_tokens is None else n_tokens + max_new_tokens
+        limited = max_new_tokens is None or wanted > most
+        return Request(n_tokens, min(wanted, most), tuple(stop), tokens_per_submit, limited)
+
+    def _generate(
+        self, generator: Generator, request: Request, prompt: list[int]
+    ) -> PyGenerator[int, None, None]:
+        self._finish = None
+        self._history.tokens.extend(prompt)
+        if request.limit == request.n_tokens:
+            self._finish = Finish.LENGTH
+            return
+        self._history.rewind_for_logits()
+        try:
+            yield from generator.run(request)
+        finally:
+            self._finish = generator.finish
+
+    def _output_names(self, outputs: Iterable[str] | None) -> list[str]:
+        ports = [port.name for port in self.manifest.model.outputs]
+        if outputs is None:
+            return [name for name in ports if not name.startswith("present")]
+        names = [outputs] if isinstance(outputs, str) else list(outputs)
+        for name in names:
+            if name not in ports:
+                raise RuntimeFailure(f"output {name!r}", "is not the model's", f"choose from {_listed(ports)}")
+        return names
+
+    def _check_input_names(self, inputs: Mapping[str, Any]) -> None:
+        if not isinstance(inputs, Mapping):
+            raise RuntimeFailure("inputs", "is not a mapping", "give arrays by name, as {'input_ids': ids}")
+        ports = [port.name for port in self.manifest.model.inputs]
+        for name in inputs:
+            if name not in ports:
+                raise RuntimeFailure(f"input {name!r}", "is not the model's", f"its inputs are {_listed(ports)}")
+
+
+def _listed(names: list[str], most: int = 6) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

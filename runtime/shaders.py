@@ -1,0 +1,93 @@
+"""From WGSL files to pipelines: each backend's dialect, and errors that show the line."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import wgpu
+
+from .errors import RuntimeFailure
+
+MAX_NESTING = 128
+MAX_TERMS = 4096
+CONTEXT_LINES = 2
+
+_COMMENT = re.compile(r"//[^\n\r\v\f\x85\u2028\u2029]*|/\*.*?\*/", re.DOTALL)
+_SUBGROUPS = re.compile(r"^enable subgroups;[ \t]*$", re.MULTILINE)
+_POSITION = re.compile(r"wgsl:(\d+):(\d+)")
+
+
+def for_naga(source: str) -> str:
+    """Blank out `enable subgroups;`, which Tint requires and naga 29 rejects. Line numbers stay."""
+    return _SUBGROUPS.sub("", source)
+
+
+def check_source(name: str, source: str) -> None:
+    """Refuse what makes wgpu-native abort the process or cut the source instead of reporting an error.
+
+    Raises:
+        RuntimeFailure: a NUL, or nesting or statements beyond what the compiler emits.
+    """
+    hint = "compile the model again with webgpu-compile"
+    if "\0" in source:
+        raise RuntimeFailure(name, "contains a NUL character", hint)
+    depth = terms = 0
+    for character in _COMMENT.sub("", source):
+        if character in "([{":
+            depth += 1
+        elif character in ")]}":
+            depth -= 1
+        elif character in "+-*/%&|^<>=!~":
+            terms += 1
+        if character in ";{}":
+            terms = 0
+        if depth > MAX_NESTING or terms > MAX_TERMS:
+            raise RuntimeFailure(name, "is nested too deeply or has too long a statement", hint)
+
+
+def create_pipeline(device: Any, name: str, source: str, layout: Any) -> Any:
+    """A compute pipeline for the entry point `main` of `source`, with an explicit pipeline layout.
+
+    Raises:
+        RuntimeFailure: the shader does not compile, or does not fit the layout; `detail` shows where.
+    """
+    check_source(name, source)
+    text = for_naga(source)
+    try:
+        module = device.create_shader_module(label=name, code=text)
+        stage = {"module": module, "entry_point": "main"}
+        return device.create_compute_pipeline(label=name, layout=layout, compute=stage)
+    except (wgpu.GPUError, RuntimeError) as error:
+        message = str(error)
+        raise RuntimeFailure(
+            f"shaders/{name}",
+            f"does not compile on this device: {summary(message)}",
+            "report it with the lines below, or force another variant",
+            excerpt(text, message),
+        ) from None
+
+
+def summary(message: str) -> str:
+    """The line of wgpu's message that says what is wrong."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    for line in lines:
+        if line.startswith("Shader '") and " error" in line:
+            return line.partition(":")[2].strip() or line
+    for line in lines:
+        if line.startswith("error:"):
+            return line.removeprefix("error:").strip()
+    return lines[-1] if lines else "no message"
+
+
+def excerpt(source: str, message: str) -> str:
+    """The source lines around the place that `message` names, numbered; the message itself if it names none."""
+    match = _POSITION.search(message)
+    if match is None:
+        return message.strip()
+    at = int(match[1])
+    lines = source.splitlines()
+    first, last = max(1, at - CONTEXT_LINES), min(len(lines), at + CONTEXT_LINES)
+    return "\n".join(
+        f"{'>' if number == at else ' '} {number:4} | {lines[number - 1]}" for number in range(first, last + 1)
+    )

@@ -1,0 +1,406 @@
+"""Artifacts written by hand: small programs that keep every promise the compiler's keep, and no compiler.
+
+The decoder's arithmetic can be done in one's head, and depends on the whole cache: position p of the KV cache
+holds 7·token + p, and the next token is the sum of the cache modulo the vocabulary (`next_token`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from webgpu_compile.runtime.schema import VERSION
+
+BLOCK = 4096
+HEADS, HEAD_SIZE = 2, 2
+WORDS = {
+    name: index
+    for index, name in enumerate(
+        (
+            "past_length",
+            "length",
+            "total_length",
+            "call_length",
+            "n_tokens",
+            "limit",
+            "stop",
+            "n_stop_tokens",
+            "stop_tokens",
+        )
+    )
+}
+MAX_STOP_TOKENS = 4
+
+
+def next_token(tokens: Sequence[int], vocab_size: int) -> int:
+    """What the toy decoder samples after `tokens`."""
+    return sum(7 * token + position for position, token in enumerate(tokens)) % vocab_size
+
+
+def greedy(prompt: Sequence[int], n: int, vocab_size: int, stop: Sequence[int] = ()) -> list[int]:
+    """The next `n` tokens of the toy decoder in plain Python, up to a stop token."""
+    tokens = list(prompt)
+    for _ in range(n):
+        token = next_token(tokens, vocab_size)
+        if token in stop:
+            break
+        tokens.append(token)
+    return tokens[len(prompt) :]
+
+
+class Writer:
+    """Collects the parts of an artifact and writes its folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "shaders").mkdir(parents=True)
+        (folder / "weights").mkdir()
+        self.buffers: list[dict[str, Any]] = []
+        self.shards: list[dict[str, Any]] = []
+        self.weights: list[dict[str, Any]] = []
+        self.shaders: list[dict[str, Any]] = []
+        self.by_file: dict[str, int] = {}
+
+    def buffer(self, name: str, nbytes: int, kind: str, **more: Any) -> int:
+        self.buffers.append({"name": name, "nbytes": -(-nbytes // 4) * 4, "kind": kind, **more})
+        return len(self.buffers) - 1
+
+    def shader(self, file: str, source: str, access: Sequence[str], **more: Any) -> int:
+        """A shader by file name; the same one is written once."""
+        if file in self.by_file:
+            return self.by_file[file]
+        (self.folder / "shaders" / file).write_text(source)
+        digest = hashlib.sha256(source.encode()).hexdigest()
+        entry = {"file": file, "sha256": digest, "workgroup": [1, 1, 1], "access": list(access), **more}
+        self.shaders.append(entry)
+        self.by_file[file] = len(self.shaders) - 1
+        return self.by_file[file]
+
+    def shard(self, file: str, tensors: dict[str, np.ndarray]) -> int:
+        """A safetensors file and its buffer; returns the buffer. Gaps are declared as padding."""
+        kinds = {"float32": "F32", "int32": "I32", "uint32": "U32", "float16": "F16", "uint8": "U8"}
+        header: dict[str, Any] = {}
+        data = b""
+        index = len(self.shards)
+        for name, array in tensors.items():
+            dtype = kinds[str(array.dtype)]
+            end = len(data) + array.nbytes
+            header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [len(data), end]}
+            entry = {"name": name, "dtype": dtype.lower(), "shape": list(array.shape), "shard": index}
+            self.weights.append({**entry, "offset": len(data), "nbytes": array.nbytes, "onnx": [name]})
+            data += array.tobytes()
+            if gap := -len(data) % 256:
+                end = len(data) + gap
+                offsets = [len(data), end]
+                header[f"padding.{len(data)}"] = {"dtype": "U8", "shape": [gap], "data_offsets": offsets}
+                data += bytes(gap)
+        text = json.dumps(header).encode()
+        text += b" " * (-(8 + len(text)) % 256)
+        whole = len(text).to_bytes(8, "little") + text + data
+        (self.folder / "weights" / file).write_bytes(whole)
+        buffer = self.buffer(file, len(data), "weights")
+        blocks = [hashlib.sha256(whole[i : i + BLOCK]).hexdigest() for i in range(0, len(whole), BLOCK)]
+        entry = {"file": file, "nbytes": len(whole), "data_offset": 8 + len(text), "buffer": buffer}
+        self.shards.append({**entry, "block_nbytes": BLOCK, "blocks": blocks})
+        return buffer
+
+    def bind(self, *indices: int) -> list[list[int]]:
+        """Whole buffers as bindings."""
+        return [[index, 0, self.buffers[index]["nbytes"]] for index in indices]
+
+    def finish(self, model: dict[str, Any], variants: list[dict[str, Any]], **more: Any) -> Path:
+        manifest = {
+            "format": "webgpu-compile",
+            "version": VERSION,
+            "producer": "tests",
+            "model": model,
+            "buffers": self.buffers,
+            "shards": self.shards,
+            "weights": self.weights,
+            "shaders": self.shaders,
+            "variants": variants,
+            **more,
+        }
+        data = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
+        (self.folder / "manifest.json").write_bytes(data)
+        return self.folder
+
+
+def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Rewrite the manifest after `change` has been at it."""
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_bytes())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+AXPB = """\
+@group(0) @binding(0) var<storage, read> a: array<f32>;
+@group(0) @binding(1) var<storage, read> b: array<f32>;
+@group(0) @binding(2) var<storage, read> x: array<f32>;
+@group(0) @binding(3) var<storage, read_write> y: array<f32>;
+
+@compute @workgroup_size(64)
+fn main(@builtin(global_invocation_id) id: vec3u) {
+  if (id.x < 100u) {
+    y[id.x] = a[id.x] * x[id.x] + b[0];
+  }
+}
+"""
+
+
+def build_graph(folder: Path) -> Path:
+    """y = a·x + b for 100 values: f16 in and out for the caller, f32 on the GPU; `z` is a copy of y."""
+    writer = Writer(folder)
+    a = np.arange(100, dtype=np.float32)
+    weights = writer.shard("model-00001.safetensors", {"a": a, "b": np.array([0.5], np.float32)})
+    x = writer.buffer("x", 400, "input")
+    y = writer.buffer("y", 400, "output")
+    z = writer.buffer("z", 400, "output")
+    access = ["read", "read", "read", "read_write"]
+    shader = writer.shader("axpb.wgsl", AXPB, access, workgroup=[64, 1, 1])
+    bindings = [[weights, 0, 400], [weights, 512, 4], *writer.bind(x, y)]
+    port = {"dtype": "float16", "shape": [100], "storage": "f32", "nbytes": 400}
+    inputs = [{**port, "name": "x", "buffer": x}]
+    outputs = [{**port, "name": "y", "buffer": y}, {**port, "name": "z", "buffer": z, "dtype": "float32"}]
+    steps = [
+        {"step": "dispatch", "kernel": "axpb", "shader": shader, "bindings": bindings, "grid": [2, 1, 1]}
+        | {"nodes": ["/Mul", "/[bold]Add"], "reads": 804, "writes": 400, "work": 100},
+        {"step": "copy", "source": y, "source_offset": 0, "target": z, "target_offset": 0, "nbytes": 400},
+    ]
+    program = {"rows": 0, "steps": steps, "inputs": inputs, "outputs": outputs}
+    variants = [{"name": "portable", "features": [], "limits": {}, "programs": {"run": program}}]
+    model = {"name": "axpb", "kind": "graph", "inputs": inputs, "outputs": outputs}
+    return writer.finish(model, variants)
+
+
+STATE = """\
+struct Sequence {
+  past_length: u32, length: u32, total_length: u32, call_length: u32,
+  n_tokens: u32, limit: u32, stop: u32, n_stop_tokens: u32,
+  stop_tokens: array<u32, 4>,
+}
+"""
+
+BEGIN = """\
+@group(0) @binding(0) var<storage, read_write> sequence: Sequence;
+@group(0) @binding(1) var<storage, read_write> grid: array<u32>;
+
+@compute @workgroup_size(1)
+fn main() {
+  if (sequence.stop != 0u) {
+    return;
+  }
+  if (ROWSu > 1u) {
+    sequence.length = min(ROWSu, sequence.n_tokens - sequence.past_length);
+    sequence.total_length = sequence.past_length + sequence.length;
+    sequence.call_length = sequence.n_tokens;
+  }
+  grid[0] = sequence.length;
+  grid[1] = 1u;
+  grid[2] = 1u;
+}
+"""
+
+APPEND = """\
+@group(0) @binding(0) var<storage, read> sequence: Sequence;
+@group(0) @binding(1) var<storage, read> tokens: array<i32>;
+@group(0) @binding(2) var<storage, read> table: array<i32>;
+@group(0) @binding(3) var<storage, read_write> cache: array<f32>;
+
+@compute @workgroup_size(1)
+fn main(@builtin(workgroup_id) id: vec3u) {
+  if (sequence.stop != 0u || id.x >= sequence.length) {
+    return;
+  }
+  let position = sequence.past_length + id.x;
+  let value = f32(table[tokens[position]]) + f32(position);
+  for (var head = 0u; head < 2u; head++) {
+    for (var i = 0u; i < 2u; i++) {
+      cache[(head * CAPACITYu + position) * 2u + i] = value + f32(head * 2u + i) * 1000.0;
+    }
+  }
+}
+"""
+
+LOGITS = """\
+@group(0) @binding(0) var<storage, read> sequence: Sequence;
+@group(0) @binding(1) var<storage, read> cache: array<f32>;
+@group(0) @binding(2) var<storage, read_write> logits: array<f32>;
+
+@compute @workgroup_size(1)
+fn main(@builtin(workgroup_id) id: vec3u) {
+  if (sequence.stop != 0u || id.x >= sequence.length) {
+    return;
+  }
+  let position = select(sequence.total_length - 1u, sequence.past_length + id.x, EVERYu == 1u);
+  var sum = 0.0;
+  for (var p = 0u; p <= position; p++) {
+    sum += cache[p * 2u];
+  }
+  let best = u32(sum) % VOCABu;
+  for (var v = 0u; v < VOCABu; v++) {
+    logits[id.x * VOCABu + v] = select(-f32(v) - 1.0, 0.5, v == best);
+  }
+}
+"""
+
+ADVANCE = """\
+@group(0) @binding(0) var<storage, read_write> sequence: Sequence;
+@group(0) @binding(1) var<storage, read_write> tokens: array<i32>;
+@group(0) @binding(2) var<storage, read> logits: array<f32>;
+
+fn sample() {
+  var best = 0u;
+  for (var v = 1u; v < VOCABu; v++) {
+    if (logits[v] > logits[best]) {
+      best = v;
+    }
+  }
+  for (var i = 0u; i < sequence.n_stop_tokens; i++) {
+    if (sequence.stop_tokens[i] == best) {
+      sequence.stop = 1u;
+      return;
+    }
+  }
+  tokens[sequence.n_tokens] = i32(best);
+  sequence.n_tokens += 1u;
+  if (sequence.n_tokens == sequence.limit) {
+    sequence.stop = 2u;
+  }
+}
+
+@compute @workgroup_size(1)
+fn main() {
+  if (sequence.stop != 0u) {
+    return;
+  }
+  sequence.past_length = sequence.total_length;
+  if (SAMPLEu == 1u && sequence.past_length == sequence.n_tokens) {
+    sample();
+    sequence.length = 1u;
+    sequence.total_length = sequence.past_length + 1u;
+    sequence.call_length = sequence.total_length;
+  }
+}
+"""
+
+HOST_SAMPLE = """\
+@group(0) @binding(0) var<storage, read> sequence: Sequence;
+@group(0) @binding(1) var<storage, read_write> tokens: array<i32>;
+@group(0) @binding(2) var<storage, read> logits: array<f32>;
+
+@compute @workgroup_size(1)
+fn main() {
+  var best = 0u;
+  for (var v = 1u; v < VOCABu; v++) {
+    if (logits[v] > logits[best]) {
+      best = v;
+    }
+  }
+  tokens[sequence.n_tokens] = i32(best);
+}
+"""
+
+
+class _Decoder:
+    """Writes the programs of a toy decoder."""
+
+    def __init__(self, folder: Path, capacity: int, vocab_size: int, rows: int) -> None:
+        self.writer = writer = Writer(folder)
+        self.constants = {"CAPACITY": capacity, "VOCAB": vocab_size}
+        table = np.zeros(4096, np.int32)
+        table[:vocab_size] = 7 * np.arange(vocab_size)
+        self.table = writer.shard("model-00001.safetensors", {"table": table})
+        self.sequence = writer.buffer("sequence", 4 * (len(WORDS) - 1 + MAX_STOP_TOKENS), "state")
+        self.tokens = writer.buffer("tokens", 4 * (capacity + 1), "state")
+        self.cache = writer.buffer("cache", 4 * HEADS * capacity * HEAD_SIZE, "state")
+        self.grid = writer.buffer("grid", 12, "activation", indirect=True)
+        self.logits = writer.buffer("logits", 4 * vocab_size * rows, "output")
+
+    def kernel(self, name: str, source: str, access: str, *buffers: int, **constants: int) -> dict[str, Any]:
+        for key, value in {**self.constants, **constants}.items():
+            source = source.replace(f"{key}u", f"{value}u")
+        file = "_".join([name, *map(str, constants.values())]) + ".wgsl"
+        modes = [{"r": "read", "w": "read_write"}[letter] for letter in access]
+        shader = self.writer.shader(file, STATE + source, modes)
+        bindings = self.writer.bind(*buffers)
+        return {"step": "dispatch", "kernel": name, "shader": shader, "bindings": bindings, "grid": [1, 1, 1]}
+
+    def program(self, rows: int, *, every: bool, host: bool, indirect: bool, vocab_size: int) -> dict[str, Any]:
+        s, t, c, g, y = self.sequence, self.tokens, self.cache, self.grid, self.logits
+        append = self.kernel("append", APPEND, "rrrw", s, t, self.table, c)
+        if indirect:
+            append = {**append, "indirect": [g, 0]}
+            del append["grid"]
+        else:
+            append["grid"] = [rows, 1, 1]
+        logits = self.kernel("logits", LOGITS, "rrw", s, c, y, EVERY=int(every))
+        logits["grid"] = [rows if every else 1, 1, 1]
+        steps = [append, logits]
+        if host:
+            steps.append(self.kernel("sample", HOST_SAMPLE, "rwr", s, t, y))
+        else:
+            steps.insert(0, self.kernel("begin", BEGIN, "ww", s, g, ROWS=rows))
+            steps.append(self.kernel("advance", ADVANCE, "wwr", s, t, y, SAMPLE=int(not every)))
+        shape = [1, rows if every else 1, vocab_size]
+        port = {"name": "logits", "dtype": "float16", "shape": shape, "storage": "f32", "buffer": y}
+        return {"rows": rows, "steps": steps, "outputs": [{**port, "nbytes": 4 * vocab_size * shape[1]}]}
+
+
+def build_decoder(
+    folder: Path,
+    *,
+    capacity: int = 40,
+    vocab_size: int = 53,
+    chunks: Sequence[int] = (4, 16),
+    stop_tokens: Sequence[int] = (),
+    all_logits: bool = True,
+    driven_by: str = "gpu",
+    indirect: bool = False,
+    variants: Sequence[dict[str, Any]] = ({"name": "portable", "features": [], "limits": {}},),
+) -> Path:
+    """A decoder that samples `next_token`; all variants have the same programs."""
+    toy = _Decoder(folder, capacity, vocab_size, max(chunks))
+    kind: dict[str, Any] = {"host": driven_by == "host", "indirect": indirect, "vocab_size": vocab_size}
+    programs = {"decode": toy.program(1, every=False, **kind)}
+    programs |= {f"prefill_{n}": toy.program(n, every=False, **kind) for n in chunks}
+    if all_logits:
+        programs |= {f"logits_{n}": toy.program(n, every=True, **kind) for n in chunks}
+    ids = {"dtype": "int64", "storage": "i32"}
+    past = ["batch_size", HEADS, "past_sequence_length", "kv_cache_dim"]
+    present = ["batch_size", HEADS, "total_sequence_length", "kv_cache_dim"]
+    cache = {"dtype": "float16", "storage": "f32"}
+    nbytes = 4 * HEADS * capacity * HEAD_SIZE
+    logits = ["batch_size", "sequence_length", vocab_size]
+    model = {
+        "name": "toy",
+        "kind": "decoder",
+        "inputs": [
+            {**ids, "name": "input_ids", "shape": ["batch_size", "sequence_length"]},
+            {**ids, "name": "attention_mask", "shape": ["batch_size", "total_sequence_length"]},
+            {**cache, "name": "past_key_values.0.key", "shape": past},
+        ],
+        "outputs": [
+            {"name": "logits", "dtype": "float16", "shape": logits, "storage": "f32"},
+            {**cache, "name": "present.0.key", "shape": present, "buffer": toy.cache, "nbytes": nbytes},
+        ],
+    }
+    sequence = {
+        "buffer": toy.sequence,
+        "tokens": toy.tokens,
+        "words": WORDS,
+        "capacity": capacity,
+        "vocab_size": vocab_size,
+        "max_stop_tokens": MAX_STOP_TOKENS,
+        "stop_tokens": list(stop_tokens),
+        "driven_by": driven_by,
+        "all_logits": all_logits,
+    }
+    full = [{**variant, "programs": programs} for variant in variants]
+    return toy.writer.finish(model, full, sequence=sequence)
