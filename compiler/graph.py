@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator
 from math import prod
+from typing import Any, TypeGuard
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -58,7 +59,7 @@ def is_graph_input(graph: gs.Graph, tensor: gs.Tensor) -> bool:
     return any(tensor is entry for entry in graph.inputs)
 
 
-def sole_reader(graph: gs.Graph, tensor: gs.Tensor) -> gs.Node | None:
+def sole_reader(graph: gs.Graph, tensor: gs.Tensor) -> Any:
     """The only node that reads a tensor; None if there are more, or if the caller reads it too."""
     found = readers(tensor)
     if len(found) != 1 or is_graph_output(graph, tensor):
@@ -66,7 +67,7 @@ def sole_reader(graph: gs.Graph, tensor: gs.Tensor) -> gs.Node | None:
     return found[0]
 
 
-def is_constant(tensor: gs.Tensor | None) -> bool:
+def is_constant(tensor: gs.Tensor | None) -> TypeGuard[Any]:
     return isinstance(tensor, gs.Constant)
 
 

@@ -13,8 +13,6 @@ STAGES = ("import", "placement", "graph", "lower", "plan", "emit")
 ACTIVATION_FORMS = ("auto", "float", "int8")
 SEQUENCE_LENGTH_FORMS = ("gpu", "host")
 ATTENTION_DISPATCH_FORMS = ("fixed", "indirect")
-ACTIVATION_FORMS = ("auto", "float", "int8")
-STAGES = ("import", "placement", "graph", "lower", "plan", "emit")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +25,6 @@ class CompileOptions:
         batch: rows decoded together; only 1.
         prefill_chunks: sizes of the prefill programs.
         variants: names of the shader sets to emit.
-        activations: arithmetic of 4-bit layers; `auto` takes int8 where accuracy_level allows it.
         sequence_length: `gpu` keeps total_sequence_length in GPU state, `host` copies it to the host
             for every token, which is for comparison only.
         attention_dispatch: `fixed` worst-case grids, or `indirect` ones written by the KV append.
@@ -44,7 +41,6 @@ class CompileOptions:
     batch: int = 1
     prefill_chunks: tuple[int, ...] = (16, 128, 512)
     variants: tuple[str, ...] = DEFAULT_TARGETS
-    activations: str = "auto"
     sequence_length: str = "gpu"
     attention_dispatch: str = "fixed"
     activations: str = "auto"
@@ -62,7 +58,6 @@ class CompileOptions:
         """
         if self.batch != 1:
             raise CompileError("--batch", f"{self.batch} rows at once are not supported", "use --batch 1")
-        _one_of("--activations", self.activations, ACTIVATION_FORMS)
         for variant in self.variants:
             _one_of("--variants", variant, tuple(TARGETS))
         if self.stop_after is not None:
@@ -70,15 +65,15 @@ class CompileOptions:
         _one_of("--sequence-length", self.sequence_length, SEQUENCE_LENGTH_FORMS)
         _one_of("--attention-dispatch", self.attention_dispatch, ATTENTION_DISPATCH_FORMS)
         _one_of("--activations", self.activations, ACTIVATION_FORMS)
-        if self.stop_after is not None:
-            _one_of("--stop-after", self.stop_after, STAGES)
         if self.max_length is not None and self.max_length < 1:
             raise CompileError("--max-length", f"{self.max_length} is no length", "give a positive number")
         for name, size in self.dims.items():
             if size < 1:
                 raise CompileError(f"--dim {name}", f"{size} is no size", "give a positive number")
         if any(size < 1 for size in self.prefill_chunks):
-            raise CompileError("--prefill-chunks", "a chunk needs at least one position", "give positive sizes")
+            raise CompileError(
+                "--prefill-chunks", "a chunk needs at least one position", "give positive sizes"
+            )
 
 
 def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:

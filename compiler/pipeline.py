@@ -14,11 +14,11 @@ from typing import Any
 from . import __version__
 from .emit.artifact import copy_model_files, replacing, write_manifest, write_shaders
 from .emit.manifest import manifest
-from .emit.model import model_json, ports_of, sequence_json
+from .emit.model import model_json, ports_json, sequence_json
 from .emit.shaders import ShaderSet, render_shaders
 from .emit.shards import write_shard
 from .errors import CompileError
-from .lowering import lower_model
+from .lowering import lower_model, record_of
 from .options import CompileOptions
 from .passes.front import DeviceModel, front
 from .plan import Plan, plan
@@ -58,7 +58,7 @@ def run_pipeline(model: Path, out: Path | None, options: CompileOptions, observe
     """All stages in order, or up to `options.stop_after`."""
     stop = "plan" if options.check else options.stop_after
     observer.stage("importing and rewriting the graph")
-    device = front(model, options, observer)
+    device = front(model, options, observer, knows=lambda node: record_of(node) is not None)
     result = Result(options, out, device)
     if stop in ("import", "placement", "graph"):
         return result
@@ -92,7 +92,7 @@ def _emit(
     device: DeviceModel, planned: Plan, shaders: ShaderSet, out: Path, observer: Observer, options: CompileOptions
 ) -> dict[str, int]:
     def packed(weight: Weight) -> Any:
-        return pack(weight, [device.array(source.initializer) for source in weight.sources])
+        return pack(weight, {s.initializer: device.array(s.initializer) for s in weight.sources})
 
     with replacing(out) as folder:
         write_shaders(folder, shaders)
@@ -103,14 +103,13 @@ def _emit(
             for i, shard in enumerate(planned.shards)
         ]
         copied = copy_model_files(device.folder, folder)
-        inputs_outputs = ports_of(device, planned)
         document = manifest(
             planned,
             shaders,
             shards,
             model_json(device),
             sequence_json(device, planned, options),
-            inputs_outputs,
+            lambda program: ports_json(device, program),
             copied,
             f"webgpu-compile {__version__}",
         )

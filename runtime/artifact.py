@@ -124,9 +124,7 @@ def strict_json(subject: str, data: bytes) -> Any:
         raise ValueError(f"{name} is not JSON")
 
     try:
-        return json.loads(
-            data.decode("utf-8"), object_pairs_hook=no_duplicates, parse_constant=no_constants
-        )
+        return json.loads(data.decode("utf-8"), object_pairs_hook=no_duplicates, parse_constant=no_constants)
     except (ValueError, RecursionError) as error:
         problem = f"is damaged or cut short ({str(error)[:120]})"
         raise RuntimeFailure(subject, problem, RECOMPILE) from None

@@ -21,7 +21,7 @@ SEQUENCE_WORDS = ("past_length", "length", "total_length", "call_length", "n_tok
 GENERATION_WORDS = ("limit", "stop", "n_stop_tokens", "stop_tokens")
 
 
-class Inconsistent(Exception):
+class InconsistencyError(Exception):
     """What does not fit, without the sentence around it."""
 
 
@@ -38,7 +38,7 @@ def check_manifest(manifest: Manifest) -> None:
         _check_model(manifest)
         for variant in manifest.variants:
             _check_variant(manifest, variant)
-    except Inconsistent as error:
+    except InconsistencyError as error:
         raise RuntimeFailure(
             "manifest.json", f"is inconsistent: {error}", "compile the model again with webgpu-compile"
         ) from None
@@ -46,7 +46,7 @@ def check_manifest(manifest: Manifest) -> None:
 
 def require(condition: bool, message: str) -> None:
     if not condition:
-        raise Inconsistent(message)
+        raise InconsistencyError(message)
 
 
 def _unique(what: str, names: Sequence[str]) -> None:
@@ -103,7 +103,7 @@ def _check_weights(manifest: Manifest) -> None:
         shard = manifest.shards[weight.shard]
         require(weight.offset % ALIGNMENT == 0, f"{name} is not aligned")
         size = prod(weight.shape) * STORAGE_NBYTES[weight.dtype]
-        require(size == weight.nbytes, f"the shape of {name} does not give its size")
+        require(-(-size // 4) * 4 == weight.nbytes, f"the shape of {name} does not give its size")
         require(ends.get(weight.shard, 0) <= weight.offset, f"{name} overlaps another")
         ends[weight.shard] = weight.offset + weight.nbytes
         require(ends[weight.shard] <= shard.nbytes - shard.data_offset, f"{name} ends behind its shard")
@@ -144,7 +144,7 @@ def _check_variant(manifest: Manifest, variant: Variant) -> None:
         require(index < len(manifest.buffers), f"variant {variant.name!r} uses a buffer that does not exist")
         buffer = manifest.buffers[index]
         require(
-            buffer.nbytes <= limits["maxBufferSize"],
+            buffer.nbytes <= limits["max-buffer-size"],
             f"buffer {buffer.name!r} is larger than variant {variant.name!r} asks for",
         )
     _check_programs(manifest, variant)
@@ -181,7 +181,9 @@ def _check_ports(manifest: Manifest, ports: Iterable[Port], *, concrete: bool) -
     for port in ports:
         if concrete:
             require(port.buffer is not None, f"port {port.name!r} has no buffer")
-            require(all(isinstance(dim, int) for dim in port.shape), f"port {port.name!r} has a symbolic shape")
+            require(
+                all(isinstance(dim, int) for dim in port.shape), f"port {port.name!r} has a symbolic shape"
+            )
             size = prod(dim for dim in port.shape if isinstance(dim, int)) * STORAGE_NBYTES[port.storage]
             require(
                 size <= port.nbytes <= size + ALIGNMENT,

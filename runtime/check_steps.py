@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from math import prod
 
 from .limits import granted
@@ -52,7 +54,7 @@ def _dispatch_problem(
         return "has a shader with a feature that its variant does not name"
     if len(step.bindings) != len(shader.access):
         return f"binds {len(step.bindings)} buffers where its shader has {len(shader.access)}"
-    if len(step.bindings) > limits["maxStorageBuffersPerShaderStage"]:
+    if len(step.bindings) > limits["max-storage-buffers-per-shader-stage"]:
         return "binds more buffers than its variant asks for"
     for bound in step.bindings:
         problem = _bound_problem(manifest, limits, bound)
@@ -75,12 +77,12 @@ def _bound_problem(manifest: Manifest, limits: dict[str, int], bound: Bound) -> 
         return f"binds a size of {buffer.name!r} that is not a multiple of 4"
     if bound.offset + bound.nbytes > buffer.nbytes:
         return f"binds a range outside of {buffer.name!r}"
-    if bound.nbytes > limits["maxStorageBufferBindingSize"]:
+    if bound.nbytes > limits["max-storage-buffer-binding-size"]:
         return f"binds more of {buffer.name!r} than its variant asks for"
     return None
 
 
-def _usage_problem(manifest: Manifest, step: Dispatch, access: list[str]) -> str | None:
+def _usage_problem(manifest: Manifest, step: Dispatch, access: Sequence[str]) -> str | None:
     """WebGPU forbids a buffer that is both read-only and writable in one dispatch, whatever the ranges."""
     bound = list(zip(step.bindings, access, strict=True))
     read = {binding.buffer for binding, how in bound if how == "read"}
@@ -94,17 +96,17 @@ def _usage_problem(manifest: Manifest, step: Dispatch, access: list[str]) -> str
         if step.indirect is not None and binding.buffer == step.indirect.buffer:
             return f"takes its grid from {name!r}, which it writes"
     written.sort(key=lambda binding: (binding.buffer, binding.offset))
-    for left, right in zip(written, written[1:], strict=False):
+    for left, right in pairwise(written):
         if left.buffer == right.buffer and left.offset + left.nbytes > right.offset:
             return f"binds overlapping ranges of {manifest.buffers[left.buffer].name!r} for writing"
     return None
 
 
 def _workgroup_problem(limits: dict[str, int], workgroup: list[int]) -> str | None:
-    for axis, size in zip("XYZ", workgroup, strict=True):
-        if size > limits[f"maxComputeWorkgroupSize{axis}"]:
-            return f"has a workgroup of {size} along {axis.lower()}, more than its variant asks for"
-    if prod(workgroup) > limits["maxComputeInvocationsPerWorkgroup"]:
+    for axis, size in zip("xyz", workgroup, strict=True):
+        if size > limits[f"max-compute-workgroup-size-{axis}"]:
+            return f"has a workgroup of {size} along {axis}, more than its variant asks for"
+    if prod(workgroup) > limits["max-compute-invocations-per-workgroup"]:
         return f"has a workgroup of {prod(workgroup)}, more than its variant asks for"
     return None
 
@@ -113,7 +115,7 @@ def _grid_problem(manifest: Manifest, limits: dict[str, int], step: Dispatch) ->
     if (step.grid is None) == (step.indirect is None):
         return "must have a grid or an indirect grid"
     if step.grid is not None:
-        too_big = max(step.grid) > limits["maxComputeWorkgroupsPerDimension"]
+        too_big = max(step.grid) > limits["max-compute-workgroups-per-dimension"]
         return f"has a grid of {step.grid}" if too_big else None
     assert step.indirect is not None
     index, offset = step.indirect.buffer, step.indirect.offset

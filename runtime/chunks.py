@@ -14,7 +14,7 @@ def choose_chunks(n: int, sizes: Sequence[int]) -> list[int]:
 
     One row is left to `decode` (size 1), which has no kernel that opens a chunk: the host's words say that
     there is one row, so `decode` cannot follow a chunk. A replay costs `OVERHEAD_ROWS` and all its rows,
-    used or not.
+    used or not. Least holds for sizes that divide one another; others may be a few rows off.
 
     >>> choose_chunks(130, [16, 128])
     [128, 16]

@@ -10,7 +10,7 @@ import numpy as np
 from .chunks import choose_chunks
 from .errors import RuntimeFailure
 from .generate import prefill_sizes
-from .ports import ONNX, STORAGE, STORAGE_NBYTES, Array, from_storage
+from .ports import STORAGE_NBYTES, Array, from_storage
 from .readback import Range, Readback
 from .resources import Resources
 from .schema import Manifest, Port, Variant
@@ -33,13 +33,11 @@ class DecoderRun:
     ) -> None:
         assert manifest.sequence is not None
         self._state = manifest.sequence
-        self._model = manifest.model
         self._programs = variant.programs
         self._resources = resources
         self._readback = readback
         self._history = history
         self._writer = writer
-        self._outputs = {port.name: port for port in manifest.model.outputs}
 
     def run(self, inputs: Mapping[str, Any], names: list[str]) -> dict[str, Array]:
         """Outputs `names` for `inputs`; the history changes only when it worked.
@@ -62,7 +60,7 @@ class DecoderRun:
         logits = self._replay(len(tokens), len(new), "logits" if every_row else "prefill")
         history.tokens.extend(new)
         history.past = len(history.tokens)
-        return {name: logits if name == "logits" else self._present(self._outputs[name]) for name in names}
+        return {name: logits if name == "logits" else self._present(name) for name in names}
 
     def _new_tokens(self, inputs: Mapping[str, Any]) -> list[int]:
         if IDS not in inputs:
@@ -128,19 +126,18 @@ class DecoderRun:
         shape = [1, len(rows), self._state.vocab_size]
         return from_storage(port, memoryview(data)[rows.start * row - begin :], shape)
 
-    def _present(self, port: Port) -> Array:
+    def _present(self, name: str) -> Array:
         """The valid part [1, kv_heads, total, head_size] of a cache [1, kv_heads, capacity, head_size]."""
-        heads, capacity, total = port.shape[1], self._state.capacity, len(self._history.tokens)
-        if port.buffer is None or not isinstance(heads, int):
-            raise RuntimeFailure(f"output {port.name!r}", "cannot be read", "ask for logits")
-        head_nbytes = port.nbytes // heads
-        row = head_nbytes // capacity
-        size = row // STORAGE_NBYTES[port.storage]
-        if total * row % 4 == 0 and head_nbytes % 4 == 0:
-            ranges: list[Range] = [(port.buffer, head * head_nbytes, total * row) for head in range(heads)]
-            data = b"".join(self._readback.run([], ranges))
-            return from_storage(port, data, [1, heads, total, size])
-        (data,) = self._readback.run([], [(port.buffer, 0, port.nbytes)])
-        whole = np.frombuffer(data, STORAGE[port.storage], heads * capacity * size)
-        cut = whole.reshape(1, heads, capacity, size)[:, :, :total]
-        return np.ascontiguousarray(cut.astype(ONNX[port.dtype]))
+        port = next((port for port in self._programs["decode"].outputs if port.name == name), None)
+        match port:
+            case Port(buffer=int(buffer), shape=[1, int(heads), int(capacity), int(size)]):
+                pass
+            case _:
+                raise RuntimeFailure(f"output {name!r}", "cannot be read", "ask for logits")
+        total = len(self._history.tokens)
+        row = size * STORAGE_NBYTES[port.storage]
+        if row % 4 == 0:
+            ranges: list[Range] = [(buffer, head * capacity * row, total * row) for head in range(heads)]
+            return from_storage(port, b"".join(self._readback.run([], ranges)), [1, heads, total, size])
+        (data,) = self._readback.run([], [(buffer, 0, port.nbytes)])
+        return np.ascontiguousarray(from_storage(port, data)[:, :, :total])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import wgpu
 from wgpu.backends.wgpu_native.extras import set_instance_extras
 
 from .errors import RuntimeFailure
-from .limits import NATIVE_FEATURES, granted, missing_features, missing_limits, native_name
+from .limits import NATIVE_FEATURES, granted, missing_features, missing_limits
 from .schema import Variant
 
 NO_ADAPTER_HINT = (
@@ -39,10 +40,8 @@ def _prepare_instance() -> None:
     Without the flag wgpu checks every indirect grid by a dispatch of its own, which doubles the time of
     small kernels; ours are written by the artifact's kernels and bounded by the plan.
     """
-    try:
+    with suppress(RuntimeError):  # the caller has used wgpu before: its instance will do
         set_instance_extras(backends=["Primary"], flags=["Empty"])
-    except RuntimeError:  # the caller has used wgpu before: its instance will do
-        pass
 
 
 def choose_variant(variants: list[Variant], gpu: Any, forced: str | None = None) -> tuple[Variant, str]:
@@ -54,9 +53,11 @@ def choose_variant(variants: list[Variant], gpu: Any, forced: str | None = None)
     names = [variant.name for variant in variants]
     if forced is not None:
         if forced not in names:
-            raise RuntimeFailure(f"variant {forced!r}", "is not in this artifact", f"choose from {', '.join(names)}")
+            raise RuntimeFailure(
+                f"variant {forced!r}", "is not in this artifact", f"choose from {', '.join(names)}"
+            )
         variants = [variant for variant in variants if variant.name == forced]
-    refused = []
+    refused: list[str] = []
     for variant in variants:
         lacks = lacking(variant, gpu)
         if not lacks:
@@ -88,9 +89,9 @@ def request_device(adapter: Any, variant: Variant) -> Any:
         RuntimeFailure: the driver refuses.
     """
     limits = {
-        native_name(name): min(value, adapter.limits[native_name(name)])
+        name: min(value, adapter.limits[name])
         for name, value in granted(variant).items()
-        if native_name(name) in adapter.limits
+        if name in adapter.limits
     }
     features = [NATIVE_FEATURES[name] for name in variant.features]
     try:
@@ -107,5 +108,3 @@ def describe(gpu: Any) -> str:
     """The name of an adapter, or of a device's."""
     info = gpu.info if hasattr(gpu, "info") else gpu.adapter_info
     return f"{info['device']} ({info['backend_type']})"
-
-

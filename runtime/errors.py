@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class RuntimeFailure(Exception):
+class RuntimeFailure(Exception):  # noqa: N818 (RuntimeError is Python's)
     """An artifact, adapter, device or argument that cannot be used.
 
     The message is one sentence for the user: what it is about; what is wrong; what to do. The command

@@ -148,9 +148,13 @@ class Generator:
         new = tokens[: max(0, n_tokens - batch.first)]
         ended = stop != 0
         if n_tokens > batch.first + batch.n_tokens or (not ended and len(new) < batch.n_tokens):
-            raise RuntimeFailure("the GPU", "lost count of its tokens", "compile the model again and report it")
+            raise RuntimeFailure(
+                "the GPU", "lost count of its tokens", "compile the model again and report it"
+            )
         if any(not 0 <= token < self._state.vocab_size for token in new):
-            raise RuntimeFailure("the GPU", "sampled a token outside the vocabulary", "report it with the model")
+            raise RuntimeFailure(
+                "the GPU", "sampled a token outside the vocabulary", "report it with the model"
+            )
         return tokens, n_tokens, stop
 
     def _take_staging(self, nbytes: int) -> Staging:
@@ -192,7 +196,9 @@ class Generator:
         self._idle.append(batch.staging)
         token = int(np.frombuffer(data, np.int32)[-1])
         if not 0 <= token < self._state.vocab_size:
-            raise RuntimeFailure("the GPU", "sampled a token outside the vocabulary", "report it with the model")
+            raise RuntimeFailure(
+                "the GPU", "sampled a token outside the vocabulary", "report it with the model"
+            )
         return token
 
     def _ended(self, finish: Finish, request: Request) -> None:

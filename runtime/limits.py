@@ -1,8 +1,7 @@
-"""WebGPU limits by their names in the specification, and what a variant needs of them."""
+"""WebGPU limits, spelled as wgpu spells them, and what a variant needs of them."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection
 from types import MappingProxyType
 
@@ -10,26 +9,21 @@ from .schema import Copy, Dispatch, Manifest, Variant
 
 DEFAULTS = MappingProxyType(
     {
-        "maxStorageBuffersPerShaderStage": 8,
-        "maxStorageBufferBindingSize": 128 << 20,
-        "maxBufferSize": 256 << 20,
-        "maxComputeWorkgroupStorageSize": 16 << 10,
-        "maxComputeInvocationsPerWorkgroup": 256,
-        "maxComputeWorkgroupSizeX": 256,
-        "maxComputeWorkgroupSizeY": 256,
-        "maxComputeWorkgroupSizeZ": 64,
-        "maxComputeWorkgroupsPerDimension": 65535,
+        "max-storage-buffers-per-shader-stage": 8,
+        "max-storage-buffer-binding-size": 128 << 20,
+        "max-buffer-size": 256 << 20,
+        "max-compute-workgroup-storage-size": 16 << 10,
+        "max-compute-invocations-per-workgroup": 256,
+        "max-compute-workgroup-size-x": 256,
+        "max-compute-workgroup-size-y": 256,
+        "max-compute-workgroup-size-z": 64,
+        "max-compute-workgroups-per-dimension": 65535,
     }
 )
 """The limits that concern compute, with what every implementation has (specification, section 3.6.2)."""
 
 NATIVE_FEATURES = MappingProxyType({"shader-f16": "shader-f16", "subgroups": "subgroup"})
 """WebGPU's feature names and wgpu-native's."""
-
-
-def native_name(limit: str) -> str:
-    """maxBufferSize  =>  max-buffer-size, as wgpu-py spells it."""
-    return re.sub(r"([A-Z])", lambda match: "-" + match[1].lower(), limit)
 
 
 def granted(variant: Variant) -> dict[str, int]:
@@ -39,15 +33,17 @@ def granted(variant: Variant) -> dict[str, int]:
 
 def missing_features(variant: Variant, features: Collection[str]) -> list[str]:
     """Features of `variant` that are not among an adapter's or device's."""
-    return [name for name in variant.features if NATIVE_FEATURES[name] not in features and name not in features]
+    return [
+        name for name in variant.features if NATIVE_FEATURES[name] not in features and name not in features
+    ]
 
 
 def missing_limits(variant: Variant, limits: dict[str, int]) -> list[str]:
     """Limits of `variant` that an adapter or device does not reach, as "name (needs n, has m)"."""
     short = []
     for name, need in granted(variant).items():
-        have = limits.get(native_name(name), 0)
-        # Adapters below WebGPU's defaults exist (compatibility mode): only what the variant uses counts there.
+        have = limits.get(name, 0)
+        # Adapters below the defaults exist (compatibility mode): there the variant must say what it uses.
         if have < need and have < variant.limits.get(name, need):
             short.append(f"{name} (needs {need}, has {have})")
     return short
@@ -55,7 +51,9 @@ def missing_limits(variant: Variant, limits: dict[str, int]) -> list[str]:
 
 def buffers_of(manifest: Manifest, variant: Variant) -> set[int]:
     """Indices of the buffers that the programs of `variant` touch, or that the caller reads and writes."""
-    used = {port.buffer for port in (*manifest.model.inputs, *manifest.model.outputs) if port.buffer is not None}
+    used = {
+        port.buffer for port in (*manifest.model.inputs, *manifest.model.outputs) if port.buffer is not None
+    }
     if manifest.sequence is not None:
         used |= {manifest.sequence.buffer, manifest.sequence.tokens}
     for program in variant.programs.values():

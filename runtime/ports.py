@@ -13,7 +13,7 @@ from .schema import Port
 
 Array = npt.NDArray[Any]
 
-STORAGE = {
+STORAGE: dict[str, np.dtype[Any]] = {
     "f32": np.dtype(np.float32),
     "f16": np.dtype(np.float16),
     "i32": np.dtype(np.int32),
@@ -24,7 +24,7 @@ STORAGE = {
 STORAGE_NBYTES = {name: dtype.itemsize for name, dtype in STORAGE.items()}
 """Bytes of one element on the GPU."""
 
-ONNX = {
+ONNX: dict[str, np.dtype[Any]] = {
     "float32": np.dtype(np.float32),
     "float16": np.dtype(np.float16),
     "int64": np.dtype(np.int64),
@@ -50,7 +50,9 @@ def to_storage(port: Port, value: object) -> bytes:
         raise RuntimeFailure(subject, f"is {array.dtype}, not {want}", f"convert it with .astype('{want}')")
     if list(array.shape) != port.shape:
         raise RuntimeFailure(
-            subject, f"has shape {list(array.shape)}, not {port.shape}", "compiled shapes are fixed: give this one"
+            subject,
+            f"has shape {list(array.shape)}, not {port.shape}",
+            "compiled shapes are fixed: give this one",
         )
     storage = STORAGE[port.storage]
     if want.kind == "i" and storage.itemsize < want.itemsize and array.size:

@@ -1,4 +1,4 @@
-"""The captured graph: programs as stored arrays of native handles, re-encoded by a loop that does nothing else.
+"""The captured graph: programs as arrays of native handles, re-encoded by a loop that does nothing else.
 
 WebGPU has no reusable compute command buffer. What can be kept is everything but the calls themselves, so
 this module calls wgpu-native through cffi on prepared handles: a third of the CPU time of wgpu-py's public
@@ -62,8 +62,8 @@ Handles = tuple[Any, Any, int, int, int]
 class Prepared:
     """A program ready for replay. `parts` alternate: a list of dispatches is one compute pass.
 
-    A dispatch is (pipeline or None if it is still set, bind group, x, y, z); an indirect one has its buffer in
-    x, its offset in y and -1 in z.
+    A dispatch is (pipeline or None if it is still set, bind group, x, y, z); an indirect one has its buffer
+    in x, its offset in y and -1 in z.
     """
 
     parts: tuple[list[Handles] | CopyCall, ...]

@@ -16,7 +16,7 @@ from .schema import Copy, Dispatch, Manifest, Program, Variant
 from .shaders import create_pipeline
 from .shards import load_shards
 
-FLUSH_NBYTES = 128 << 20
+FLUSH_NBYTES = 64 << 20
 """Uploads in flight: wgpu keeps a staging copy of each until the next submission is done."""
 
 
@@ -155,7 +155,9 @@ def _calls(
             continue
         group = _bind_group(step, buffers, pipelines, device, groups)
         x, y, z = step.grid or (0, 0, 0)
-        indirect = step.indirect and (buffers[step.indirect.buffer], step.indirect.offset)
+        indirect = None
+        if step.indirect is not None:
+            indirect = buffers[step.indirect.buffer], step.indirect.offset
         calls.append(DispatchCall(pipelines.get(step.shader), group, (x, y, z), indirect))
     return calls
 

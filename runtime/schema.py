@@ -20,8 +20,9 @@ Count = Annotated[int, Meta(ge=0, le=2**53)]
 Positive = Annotated[int, Meta(ge=1, le=2**53)]
 Word = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 Name = Annotated[str, Meta(min_length=1, max_length=1024)]
-FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}$")]
-Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+# `$` alone lets a final line feed through in Python.
+FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}$(?!\n)")]
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
 Ordinal = Annotated[int, Meta(ge=0, le=65535)]
 WorkgroupCount = Annotated[int, Meta(ge=1, le=65535)]
 
@@ -30,11 +31,16 @@ class _Record(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
     pass
 
 
-class Port(_Record):
+class Port(_Record, frozen=True):
     """An input or output of the model under its own name.
 
     `dtype` and `shape` are ONNX's (a string in `shape` is a symbolic dimension); `storage` is the element
-    type on the GPU (int64 is i32 there; f16 results are kept in f32 until they are read). `buffer` holds it.
+    type on the GPU (int64 is i32 there, bool u32; f16 results may be kept in f32 until they are read).
+    It fills the first `nbytes` (a multiple of 4) of `buffer`.
+
+    The ports of a program have concrete shapes and a buffer each; `nbytes` may exceed the shape's by padding.
+    Those of the model are as the exporter wrote them. A decoder's `present.*` can be read if `decode` has a
+    port of that name: the whole cache, [1, kv_heads, capacity, head_size].
     """
 
     name: Name
@@ -45,7 +51,7 @@ class Port(_Record):
     nbytes: Count = 0
 
 
-class Model(_Record):
+class Model(_Record, frozen=True):
     """What was compiled: `kind` is `decoder` for a language model, `graph` for a model without state."""
 
     name: Name
@@ -59,7 +65,7 @@ class Model(_Record):
     memcpy_after: Count = 0
 
 
-class Sequence(_Record):
+class Sequence(_Record, frozen=True):
     """A decoder's state on the GPU.
 
     `words` gives the index of each 32-bit word of the `sequence` buffer: past_length (positions in the
@@ -81,8 +87,13 @@ class Sequence(_Record):
     """Whether `run` can give logits for every position; False: the exporter kept the last position's only."""
 
 
-class Buffer(_Record):
-    """One GPU buffer. Weights: buffer i holds the data section of shard i, byte for byte."""
+class Buffer(_Record, frozen=True):
+    """One GPU buffer. `nbytes` is a multiple of 4.
+
+    A buffer of kind `weights` holds the data section of the one shard that names it, byte for byte, and no
+    program writes it. `indirect` marks those that grids are read from. Buffers that the chosen variant does
+    not use are not made.
+    """
 
     name: Name
     nbytes: Positive
@@ -90,10 +101,12 @@ class Buffer(_Record):
     indirect: bool = False
 
 
-class Shard(_Record):
+class Shard(_Record, frozen=True):
     """A safetensors file. Its data section starts at `data_offset`, a multiple of 256.
 
-    `blocks` are the SHA-256 of consecutive `block_nbytes` bytes of the whole file.
+    `blocks` are the SHA-256 of consecutive `block_nbytes` (4 KiB to 64 MiB, a multiple of 4) of the whole
+    file. Its header lists every `Weight` under its name with the same dtype, shape and offset; the gaps up to
+    the next multiple of 256 are entries named `.padding.<number>`: U8, fewer than 256 bytes, zero.
     """
 
     file: FileName
@@ -104,8 +117,12 @@ class Shard(_Record):
     blocks: list[Sha256]
 
 
-class Weight(_Record):
-    """A packed tensor: `offset` into the data section of `shard`. `onnx` names the initializers in it."""
+class Weight(_Record, frozen=True):
+    """A packed tensor: `offset` (a multiple of 256) into the data section of `shard`.
+
+    `nbytes` is the product of `shape` times the size of `dtype`, rounded up to 4. `onnx` names the
+    initializers in it.
+    """
 
     name: Name
     dtype: Literal["f32", "f16", "i32", "u32", "u8", "i8"]
@@ -116,8 +133,8 @@ class Weight(_Record):
     onnx: list[Name]
 
 
-class Shader(_Record):
-    """A WGSL file under `shaders/` with the entry point `main`. Every binding is a storage buffer of group 0."""
+class Shader(_Record, frozen=True):
+    """A WGSL file under `shaders/`: entry point `main`, bindings 0, 1, … of group 0, all storage buffers."""
 
     file: FileName
     sha256: Sha256
@@ -126,7 +143,7 @@ class Shader(_Record):
     features: list[Name] = []
 
 
-class Bound(_Record, array_like=True):
+class Bound(_Record, frozen=True, array_like=True):
     """A range of a buffer bound to a shader: [buffer, offset, nbytes]."""
 
     buffer: Ordinal
@@ -134,14 +151,14 @@ class Bound(_Record, array_like=True):
     nbytes: Positive
 
 
-class Indirect(_Record, array_like=True):
+class Indirect(_Record, frozen=True, array_like=True):
     """A grid read from a buffer: [buffer, offset]."""
 
     buffer: Ordinal
     offset: Count
 
 
-class Dispatch(_Record, tag="dispatch", tag_field="step"):
+class Dispatch(_Record, frozen=True, tag="dispatch", tag_field="step"):
     """Run `shader` over `grid` workgroups (or an indirect grid). Binding i is `bindings[i]`."""
 
     kernel: Name
@@ -155,7 +172,7 @@ class Dispatch(_Record, tag="dispatch", tag_field="step"):
     work: Count = 0
 
 
-class Copy(_Record, tag="copy", tag_field="step"):
+class Copy(_Record, frozen=True, tag="copy", tag_field="step"):
     """Copy `nbytes` between buffers on the GPU."""
 
     source: Ordinal
@@ -165,7 +182,7 @@ class Copy(_Record, tag="copy", tag_field="step"):
     nbytes: Positive
 
 
-class Lifetime(_Record, array_like=True):
+class Lifetime(_Record, frozen=True, array_like=True):
     """A tensor in an activation buffer: [name, buffer, nbytes, first step, last step]."""
 
     name: Name
@@ -175,7 +192,7 @@ class Lifetime(_Record, array_like=True):
     last: Count
 
 
-class Program(_Record):
+class Program(_Record, frozen=True):
     """A static schedule. `rows` sequence positions per replay; 0 for a model without a sequence."""
 
     rows: Count
@@ -185,8 +202,15 @@ class Program(_Record):
     lifetimes: list[Lifetime] = []
 
 
-class Variant(_Record):
-    """One shader set over the shared weights: which WebGPU features and limits it needs, and its programs."""
+class Variant(_Record, frozen=True):
+    """One shader set over the shared weights: which WebGPU features and limits it needs, and its programs.
+
+    `limits` has WebGPU's names with dashes (max-buffer-size for maxBufferSize); a limit that it does not name
+    is the specification's default.
+
+    A decoder has `decode` (rows 1) and one or more `prefill_N` (rows N), which give `logits` [1, 1, vocab];
+    with `all_logits` also `logits_N`, which give [1, N, vocab]. A graph has `run`.
+    """
 
     name: Name
     features: list[Literal["shader-f16", "subgroups"]]
@@ -194,7 +218,7 @@ class Variant(_Record):
     programs: dict[Name, Program]
 
 
-class Manifest(_Record):
+class Manifest(_Record, frozen=True):
     """The whole artifact. The runtime takes the first variant of the list that the adapter can run."""
 
     format: Literal["webgpu-compile"]

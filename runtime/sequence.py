@@ -67,7 +67,8 @@ def check_capacity(n_tokens: int, known: int, capacity: int) -> None:
     if n_tokens <= capacity:
         return
     if known:
-        problem = f"is full: {known} tokens of history and {n_tokens - known} new ones exceed its {capacity} positions"
+        new = n_tokens - known
+        problem = f"is full: {known} tokens of history and {new} new ones exceed its {capacity} positions"
         hint = "call reset(), give fewer tokens, or compile with a larger --max-length"
     else:
         problem = f"holds {capacity} positions, and the prompt has {n_tokens} tokens"

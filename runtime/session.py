@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import weakref
 from collections.abc import Generator as PyGenerator
 from collections.abc import Iterable, Iterator, Mapping
@@ -48,9 +49,7 @@ class Session:
             state, buffers = manifest.sequence, resources.buffers
             writer = Writer(state, resources.device.queue, buffers[state.buffer], buffers[state.tokens])
             self._generator = Generator(resources, state, self._history, writer)
-            self._decoder = DecoderRun(
-                manifest, variant, resources, self._readback, self._history, writer
-            )
+            self._decoder = DecoderRun(manifest, variant, resources, self._readback, self._history, writer)
 
     @property
     def adapter_info(self) -> dict[str, Any]:
@@ -75,8 +74,8 @@ class Session:
     def run(self, inputs: Mapping[str, Any], outputs: Iterable[str] | None = None) -> dict[str, Array]:
         """Run the model once, as ONNX Runtime's session does.
 
-        A language model needs `input_ids` [1, S] only: it continues the sequence of earlier calls. `logits` are
-        [1, S, V], or [1, 1, V] where the exporter kept the last position only.
+        A language model needs `input_ids` [1, S] only: it continues the sequence of earlier calls. `logits`
+        are [1, S, V], or [1, 1, V] where the exporter kept the last position only.
 
         Args:
             inputs: arrays by the model's input names.
@@ -90,7 +89,9 @@ class Session:
         self._check_input_names(inputs)
         if self._decoder is not None:
             return self._decoder.run(inputs, names)
-        return run_graph(self.manifest, self._variant.programs["run"], self._alive(), self._readback, inputs, names)
+        return run_graph(
+            self.manifest, self._variant.programs["run"], self._alive(), self._readback, inputs, names
+        )
 
     def generate(
         self,
@@ -169,7 +170,11 @@ class Session:
             ) from None
 
     def _request(
-        self, n_new: int, max_new_tokens: int | None, stop_tokens: Iterable[int] | None, tokens_per_submit: int
+        self,
+        n_new: int,
+        max_new_tokens: int | None,
+        stop_tokens: Iterable[int] | None,
+        tokens_per_submit: int,
     ) -> Request:
         state = self.manifest.sequence
         assert state is not None
@@ -177,10 +182,9 @@ class Session:
         if known + n_new == 0:
             raise RuntimeFailure("the prompt", "is empty", "give at least one token")
         check_capacity(known + n_new, known, state.capacity)
-        if max_new_tokens is not None and max_new_tokens < 0:
-            raise RuntimeFailure("max_new_tokens", f"is {max_new_tokens}", "give 0 or more, or None")
-        if tokens_per_submit < 1:
-            raise RuntimeFailure("tokens_per_submit", f"is {tokens_per_submit}", "give 1 or more")
+        if max_new_tokens is not None:
+            max_new_tokens = _whole("max_new_tokens", max_new_tokens, 0)
+        tokens_per_submit = _whole("tokens_per_submit", tokens_per_submit, 1)
         stop = state.stop_tokens if stop_tokens is None else list(dict.fromkeys(stop_tokens))
         stop = token_ids(stop, state.vocab_size, "stop_tokens")
         if len(stop) > state.max_stop_tokens:
@@ -213,7 +217,9 @@ class Session:
         names = [outputs] if isinstance(outputs, str) else list(outputs)
         for name in names:
             if name not in ports:
-                raise RuntimeFailure(f"output {name!r}", "is not the model's", f"choose from {_listed(ports)}")
+                raise RuntimeFailure(
+                    f"output {name!r}", "is not the model's", f"choose from {_listed(ports)}"
+                )
         return names
 
     def _check_input_names(self, inputs: Mapping[str, Any]) -> None:
@@ -222,7 +228,19 @@ class Session:
         ports = [port.name for port in self.manifest.model.inputs]
         for name in inputs:
             if name not in ports:
-                raise RuntimeFailure(f"input {name!r}", "is not the model's", f"its inputs are {_listed(ports)}")
+                raise RuntimeFailure(
+                    f"input {name!r}", "is not the model's", f"its inputs are {_listed(ports)}"
+                )
+
+
+def _whole(name: str, value: Any, least: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise RuntimeFailure(name, f"is {value!r}", "give a whole number") from None
+    if number < least:
+        raise RuntimeFailure(name, f"is {number}", f"give {least} or more")
+    return number
 
 
 def _listed(names: list[str], most: int = 6) -> str:

@@ -81,7 +81,7 @@ def summary(message: str) -> str:
 
 
 def excerpt(source: str, message: str) -> str:
-    """The source lines around the place that `message` names, numbered; the message itself if it names none."""
+    """The source lines around the place that `message` names, numbered; `message` if it names none."""
     match = _POSITION.search(message)
     if match is None:
         return message.strip()
@@ -89,5 +89,6 @@ def excerpt(source: str, message: str) -> str:
     lines = source.splitlines()
     first, last = max(1, at - CONTEXT_LINES), min(len(lines), at + CONTEXT_LINES)
     return "\n".join(
-        f"{'>' if number == at else ' '} {number:4} | {lines[number - 1]}" for number in range(first, last + 1)
+        f"{'>' if number == at else ' '} {number:4} | {lines[number - 1]}"
+        for number in range(first, last + 1)
     )

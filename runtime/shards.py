@@ -19,7 +19,7 @@ from .schema import Shard
 
 MAX_HEADER_NBYTES = 16 << 20
 ALIGNMENT = 256
-PADDING = "padding."
+PADDING = ".padding."
 """Prefix of the header entries that fill the gaps between aligned tensors: u8, fewer than 256, zero."""
 
 SAFETENSORS = {"F32": "f32", "F16": "f16", "I32": "i32", "U32": "u32", "U8": "u8", "I8": "i8"}
@@ -50,7 +50,9 @@ def load_shards(
         path = inside(artifact.folder, name)
         if path.stat().st_size != shard.nbytes:
             raise RuntimeFailure(
-                name, f"has {path.stat().st_size} bytes, not {shard.nbytes}", "copy the artifact or compile again"
+                name,
+                f"has {path.stat().st_size} bytes, not {shard.nbytes}",
+                "copy the artifact or compile again",
             )
         with path.open("rb") as file:
             check_header(artifact, index, _read_header(name, shard, file))
@@ -58,7 +60,11 @@ def load_shards(
             for start, data in _blocks(name, shard, file, verify):
                 first = max(start, shard.data_offset)
                 if first < start + len(data):
-                    upload(shard.buffer, first - shard.data_offset, data[first - start :] if first > start else data)
+                    upload(
+                        shard.buffer,
+                        first - shard.data_offset,
+                        data[first - start :] if first > start else data,
+                    )
                 if progress is not None:
                     progress(len(data))
 
@@ -124,13 +130,10 @@ def check_header(artifact: Artifact, index: int, header: dict[str, Any]) -> None
         weight = weights.pop(tensor, None)
         if weight is None:
             if not (tensor.startswith(PADDING) and dtype == "u8" and 0 < end - begin < ALIGNMENT):
-                raise RuntimeFailure(name, f"has the tensor {tensor[:80]!r} that the manifest lacks", RECOMPILE)
-        elif (dtype, shape, begin, end) != (
-            weight.dtype,
-            weight.shape,
-            weight.offset,
-            weight.offset + weight.nbytes,
-        ):
+                raise RuntimeFailure(
+                    name, f"has the tensor {tensor[:80]!r} that the manifest lacks", RECOMPILE
+                )
+        elif (dtype, shape, begin) != (weight.dtype, weight.shape, weight.offset):
             raise RuntimeFailure(name, f"and the manifest disagree about {tensor[:80]!r}", RECOMPILE)
     if weights:
         raise RuntimeFailure(name, f"lacks the tensor {next(iter(weights))[:80]!r}", RECOMPILE)

@@ -5,8 +5,7 @@ The compiler does not import the runtime; that the two agree is a test.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -22,28 +21,17 @@ VERSION = 1
 Json = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Port:
-    """An input or output of the model: its ONNX name, dtype and shape, and the tensor that carries it."""
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
-    tensor: str | None = None
-    storage: str = "f32"
-
-
 def manifest(
     plan: Plan,
     shaders: ShaderSet,
     shards: Sequence[Shard],
     model: Json,
     sequence: Json | None,
-    ports: Mapping[str, tuple[Sequence[Port], Sequence[Port]]],
+    ports: Callable[[ProgramPlan], tuple[list[Json], list[Json]]],
     files: Mapping[str, str],
     producer: str,
 ) -> Json:
-    """The whole manifest as JSON values. `ports` gives the inputs and outputs of each program by name."""
+    """The whole manifest as JSON values. `ports` gives the inputs and outputs of a program."""
     document: Json = {
         "format": FORMAT,
         "version": VERSION,
@@ -136,10 +124,10 @@ def _program(
     planned: ProgramPlan,
     variant: str,
     shaders: ShaderSet,
-    ports: Mapping[str, tuple[Sequence[Port], Sequence[Port]]],
+    ports: Callable[[ProgramPlan], tuple[list[Json], list[Json]]],
 ) -> Json:
     program = planned.program
-    inputs, outputs = ports[program.name]
+    inputs, outputs = ports(planned)
     document: Json = {
         "rows": program.rows,
         "steps": [
@@ -148,9 +136,9 @@ def _program(
         ],
     }
     if inputs:
-        document["inputs"] = [port_json(port, planned) for port in inputs]
+        document["inputs"] = inputs
     if outputs:
-        document["outputs"] = [port_json(port, planned) for port in outputs]
+        document["outputs"] = outputs
     document["lifetimes"] = [
         [life.tensor, place.buffer, place.nbytes, life.first, life.last]
         for life in planned.lifetimes
@@ -189,17 +177,3 @@ def _dispatch(planned: ProgramPlan, kernel: Kernel, shader: int) -> Json:
 def traffic(tensor: Tensor, rows: int) -> int:
     """Bytes of a tensor that one dispatch moves at most: all of it, but a cache only as deep as it is used."""
     return tensor.nbytes
-
-
-def port_json(port: Port, planned: ProgramPlan | None = None) -> Json:
-    document: Json = {
-        "name": port.name,
-        "dtype": port.dtype,
-        "shape": list(port.shape),
-        "storage": port.storage,
-    }
-    if planned and port.tensor is not None:
-        place = planned.places[port.tensor]
-        document["buffer"] = place.buffer
-        document["nbytes"] = place.nbytes
-    return document

@@ -107,7 +107,7 @@ def _rotary_offset(decoder: dict[str, Any]) -> int | None:
         for name, settings in _object(entry).items():
             if name.lower() == "webgpu":
                 offset = _object(settings).get("multiRotaryCacheConcatOffset")
-                return int(offset) if str(offset).isdigit() and int(offset) > 0 else None
+                return int(str(offset)) if str(offset).isdecimal() and int(str(offset)) > 0 else None
     return None
 
 

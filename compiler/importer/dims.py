@@ -27,7 +27,9 @@ def bind_dims(graph: gs.Graph, config: ModelConfig, dims: Mapping[str, int]) -> 
     """
     for port in graph.inputs:
         if port.shape is not None:
-            port.shape = [f"{port.name}_dim{i}" if dim in (None, "") else dim for i, dim in enumerate(port.shape)]
+            port.shape = [
+                f"{port.name}_dim{i}" if dim in (None, "") else dim for i, dim in enumerate(port.shape)
+            ]
     symbols = {dim for port in graph.inputs for dim in port.shape or () if isinstance(dim, str)}
     for name in dims:
         if name not in symbols:
@@ -64,7 +66,9 @@ def _decoder_dims(graph: gs.Graph, config: ModelConfig) -> dict[str, int | str]:
             renames.setdefault(dim, target)
         elif target == 1 and dim != 1:
             problem = f"its batch dimension is {dim}"
-            raise CompileError(f"input {port.name}", problem, "only batch 1 is supported, export with batch 1")
+            raise CompileError(
+                f"input {port.name}", problem, "only batch 1 is supported, export with batch 1"
+            )
 
     by_name = {port.name: port for port in graph.inputs}
     for name, length in ((config.token_input, SEQUENCE), (config.mask_input, TOTAL)):

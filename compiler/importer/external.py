@@ -18,7 +18,7 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from ..errors import CompileError
 
-NBITS = {
+NBITS: dict[int, int] = {
     **dict.fromkeys((onnx.TensorProto.INT4, onnx.TensorProto.UINT4, onnx.TensorProto.FLOAT4E2M1), 4),
     **dict.fromkeys((onnx.TensorProto.COMPLEX64, onnx.TensorProto.DOUBLE, onnx.TensorProto.INT64), 64),
     **dict.fromkeys((onnx.TensorProto.UINT64,), 64),
@@ -43,9 +43,11 @@ def tensor_nbytes(subject: str, data_type: int, dims: tuple[int, ...]) -> int:
     nbytes = (prod(dims) * bits + 7) // 8
     if nbytes > MAX_TENSOR_NBYTES:
         raise CompileError(
-            subject, f"its shape {list(dims)} needs {nbytes / 2**40:.3g} TiB", "check the file, it looks damaged"
+            subject,
+            f"its shape {list(dims)} needs {nbytes / 2**40:.3g} TiB",
+            "check the file, it looks damaged",
         )
-    return nbytes
+    return int(nbytes)
 
 
 class ExternalValues(LazyValues):  # type: ignore[misc]
@@ -167,7 +169,10 @@ class PaddedValues(LazyValues):  # type: ignore[misc]
         return onnx.numpy_helper.from_array(self.load())
 
 
-def storage_key(constant: gs.Constant) -> str:
+StorageKey = str
+
+
+def storage_key(constant: gs.Constant) -> StorageKey:
     """The name of a constant's bytes: aliases of one initializer share it, whatever their shapes."""
     return str(getattr(constant._values, "key", constant.name))
 

@@ -121,7 +121,7 @@ def read_proto(file: Path) -> onnx.ModelProto:
         if os.path.getsize(file) >= 1 << 31:
             problem = "is over 2 GiB, more than an ONNX file can hold"
             raise CompileError(file.name, problem, "save the model with external data")
-        proto = onnx.ModelProto.FromString(file.read_bytes())
+        proto: onnx.ModelProto = onnx.ModelProto.FromString(file.read_bytes())
     except OSError as error:
         raise CompileError(file.name, f"cannot be read ({error.strerror})", "check the file") from error
     except CompileError:
@@ -142,7 +142,9 @@ def check_versions(proto: onnx.ModelProto, name: str) -> None:
     version = opsets.get("", opsets.get("ai.onnx", 0))
     if version > MAX_OPSET:
         problem = f"uses opset {version}, newer than {MAX_OPSET}"
-        raise CompileError(name, problem, f"export it with opset {MAX_OPSET} or lower, or update webgpu-compile")
+        raise CompileError(
+            name, problem, f"export it with opset {MAX_OPSET} or lower, or update webgpu-compile"
+        )
     if version < 1:
         raise not_onnx(name, "does not say which opset it uses")
 

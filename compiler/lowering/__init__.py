@@ -1,0 +1,52 @@
+"""Lowering: one function per operator turns a node of the device graph into kernels.
+
+Importing this package registers every lowering; `builder.OPS` is the table.
+"""
+
+from __future__ import annotations
+
+from ..options import CompileOptions
+from ..passes.front import DeviceModel
+from ..passes.shapes import concrete_shapes
+from ..program import Program, Role
+from ..target import DEFAULT_TARGETS, TARGETS, Target
+from . import elementwise, gather, matmul, norm, sequence_state, views
+from .builder import STORAGE, Builder, record_of
+from .decoder import decoder_shape, lower_decoder, program_specs
+
+__all__ = ["lower_model", "record_of", "variants_of"]
+
+_REGISTERED = (elementwise, gather, matmul, norm, sequence_state, views)
+
+
+def variants_of(options: CompileOptions) -> tuple[Target, ...]:
+    """The variants to emit, most demanding first."""
+    wanted = options.variants or DEFAULT_TARGETS
+    return tuple(target for name, target in TARGETS.items() if name in wanted)
+
+
+def lower_model(device: DeviceModel, options: CompileOptions) -> dict[str, tuple[Program, ...]]:
+    """The programs of every variant, by variant name."""
+    if not device.interface.is_decoder:
+        return {t.name: (_lower_graph(device, t, options),) for t in variants_of(options)}
+    decoder = decoder_shape(device, options)
+    specs = program_specs(decoder, options, device.interface.pruned)
+    return {
+        target.name: tuple(lower_decoder(device.graph, spec, target, decoder, options) for spec in specs)
+        for target in variants_of(options)
+    }
+
+
+def _lower_graph(device: DeviceModel, target: Target, options: CompileOptions) -> Program:
+    """The one program, `run`, of a model without state."""
+    import numpy as np
+
+    graph = device.graph
+    builder = Builder(graph, concrete_shapes(graph, {}), target, activations=options.activations)
+    for value in graph.inputs:
+        dtype = STORAGE[np.dtype(value.dtype).name]
+        builder.tensor(value.name, dtype, builder.shape_of(value), Role.INPUT)
+    for node in graph.nodes:
+        builder.lower_node(node)
+    names = tuple(value.name for value in graph.inputs), tuple(value.name for value in graph.outputs)
+    return builder.program("run", *names)

@@ -15,6 +15,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from ..errors import CompileError
+from ..importer.external import storage_key
 from ..program import (
     Access,
     Binding,
@@ -31,7 +32,6 @@ from ..program import (
 )
 from ..sequence import N_WORDS, SEQUENCE, TOKENS
 from ..target import SPEC_LIMITS, Target
-from .initializers import Initializers
 
 STORAGE = {
     "float32": DType.F32,
@@ -59,7 +59,6 @@ class DecoderShape:
     logits: str
     driven_by: str = "gpu"
     indirect_attention: bool = False
-    int8_activations: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +109,11 @@ class Op:
     def name(self) -> str:
         return str(self.node.name)
 
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """The names of the model's nodes that this one stands for: itself, or what a fusion replaced."""
+        return tuple(self.node.attrs.get("sources") or (self.name,))
+
     def attr(self, name: str, default: Any = None) -> Any:
         value = self.node.attrs.get(name, default)
         return value.decode() if isinstance(value, bytes) else value
@@ -139,6 +143,22 @@ class Op:
         if value is None:
             raise self.error(f"has no input {index}", "give the model that input")
         return self.builder.read(value)
+
+    def initializer(self, index: int) -> str:
+        """The name of the bytes of constant input `index`.
+
+        Raises:
+            CompileError: the input is computed.
+        """
+        value = self.value(index)
+        if not isinstance(value, gs.Constant):
+            raise self.error(f"has a computed input {index}", "make it an initializer of the model")
+        return storage_key(value)
+
+    @property
+    def sequence(self) -> str | None:
+        """The tensor of the sequence words, where the model has a sequence."""
+        return SEQUENCE if self.builder.decoder else None
 
     def has_output(self, index: int) -> bool:
         """Whether anything reads output `index`."""
@@ -179,7 +199,7 @@ class Op:
             grid=fold_grid(grid) if isinstance(grid, int) else grid,
             bindings=tuple(bindings),
             constants=tuple(sorted(constants.items())),
-            nodes=(self.name,),
+            nodes=self.nodes,
             workgroup_nbytes=workgroup_nbytes,
             work=work,
         )
@@ -215,16 +235,16 @@ class Builder:
         graph: gs.Graph,
         shapes: dict[str, tuple[int, ...]],
         target: Target,
-        initializers: Initializers,
         decoder: DecoderShape | None = None,
         rows: int = 0,
+        activations: str = "auto",
     ) -> None:
         self.graph = graph
         self.shapes = shapes
         self.target = target
-        self.initializers = initializers
         self.decoder = decoder
         self.rows = rows
+        self.activations = activations
         self.outputs = {value.name for value in graph.outputs}
         self.tensors: dict[str, Tensor] = {}
         self.weights: dict[str, Weight] = {}
@@ -270,7 +290,7 @@ class Builder:
         rows: tuple[int, int] | None = None,
     ) -> Tensor:
         """The GPU tensor of an initializer. The same bytes in the same layout are one tensor."""
-        key = self.initializers.name_of(constant)
+        key = storage_key(constant)
         name = key if layout == "copy" else f"{key}:{layout}"
         shape = shape or tuple(int(n) for n in constant.shape)
         if rows:
@@ -294,6 +314,10 @@ class Builder:
         tensor = self.tensor(name, dtype, shape, Role.WEIGHT)
         self.weights[name] = Weight(tensor, layout, tuple(map(Source, sources)), rows)
         return tensor
+
+    def int8_activations(self, accuracy_level: int) -> bool:
+        """Whether a 4-bit layer may quantise its activations to int8, which accuracy_level 4 allows."""
+        return self.activations == "int8" or (self.activations == "auto" and accuracy_level == 4)
 
     # -- lowering
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
+from ..errors import CompileError
+from ..options import CompileOptions
+from ..passes.front import DeviceModel
 from ..passes.prune import select_last_token
 from ..passes.shapes import concrete_shapes
-from ..program import Program, Role
-from ..target import Target
+from ..program import DType, Program
+from ..target import SPEC_LIMITS, Target
 from .builder import Builder, DecoderShape
-from .initializers import Initializers
-from .sequence_state import advance, begin, sample
+from .sequence_state import ARGMAX_VALUES, advance, argmax, begin, sample
+
+DEFAULT_CAPACITY = 4096
+"""Positions of the KV cache where the user does not say: models promise up to 131,072, memory does not."""
 
 LOGITS_NBYTES = 32 << 20
 """Most memory that the all-logits program may use for its output; it decides that program's chunk."""
@@ -28,10 +32,46 @@ class ProgramSpec:
     all_logits: bool
 
 
-def program_specs(decoder: DecoderShape, chunks: Sequence[int], pruned: bool) -> list[ProgramSpec]:
+def decoder_shape(device: DeviceModel, options: CompileOptions) -> DecoderShape:
+    """What is fixed for all programs of a decoder.
+
+    Raises:
+        CompileError: the capacity is over the model's context, or a cache over the binding limit.
+    """
+    interface, config = device.interface, device.config
+    assert interface.tokens is not None
+    assert interface.logits is not None
+    context = config.context_length
+    capacity = options.max_length or min(context or DEFAULT_CAPACITY, DEFAULT_CAPACITY)
+    if context is not None and capacity > context:
+        raise CompileError(
+            f"--max-length {capacity}", f"the model's context has {context} positions", f"give at most {context}"
+        )
+    for cache in interface.caches:
+        position = cache.kv_heads * cache.head_size * DType.F32.nbytes // (1 if cache.dtype == "float32" else 2)
+        most = SPEC_LIMITS["max-storage-buffer-binding-size"] // position
+        if capacity > most:
+            raise CompileError(
+                f"--max-length {capacity}",
+                f"cache {cache.past} would be {capacity * position >> 20} MiB, over WebGPU's 128 MiB for a binding",
+                f"give at most {most}",
+            )
+    vocab_size = next(port.shape[-1] for port in device.graph.outputs if port.name == interface.logits)
+    return DecoderShape(
+        capacity=capacity,
+        vocab_size=int(vocab_size),
+        token_input=interface.tokens,
+        caches=tuple((cache.past, cache.present) for cache in interface.caches),
+        logits=interface.logits,
+        driven_by=options.sequence_length,
+        indirect_attention=options.attention_dispatch == "indirect",
+    )
+
+
+def program_specs(decoder: DecoderShape, options: CompileOptions, pruned: bool) -> list[ProgramSpec]:
     """`decode`, a `prefill_N` per chunk size, and `logits_N` unless the exporter pruned the LM head."""
     specs = [ProgramSpec("decode", 1, False)]
-    sizes = sorted(n for n in chunks if n > 1)
+    sizes = sorted({min(n, decoder.capacity) for n in options.prefill_chunks} - {1})
     specs += [ProgramSpec(f"prefill_{n}", n, False) for n in sizes]
     if not pruned:
         fitting = [n for n in sizes if n * decoder.vocab_size * 4 <= LOGITS_NBYTES] or sizes[:1]
@@ -40,40 +80,44 @@ def program_specs(decoder: DecoderShape, chunks: Sequence[int], pruned: bool) ->
 
 
 def lower_decoder(
-    graph: gs.Graph, spec: ProgramSpec, target: Target, initializers: Initializers, decoder: DecoderShape
+    graph: gs.Graph, spec: ProgramSpec, target: Target, decoder: DecoderShape, options: CompileOptions
 ) -> Program:
     """Lower the device graph for one program.
 
     In the GPU-driven form the program keeps the sequence itself: chunks open with `begin`; `sample` or
     `advance` ends every program. In the host-driven form the caller writes the words between steps.
     """
-    one_position = spec.rows == 1 or not spec.all_logits
+    one_position = not spec.all_logits
     if spec.rows > 1 and one_position:
         graph = select_last_token(graph)
     shapes = concrete_shapes(graph, {"batch_size": 1, "sequence_length": spec.rows})
-    builder = Builder(graph, shapes, target, initializers, decoder, spec.rows)
+    builder = Builder(graph, shapes, target, decoder, spec.rows, options.activations)
     gpu_driven = decoder.driven_by == "gpu"
     if gpu_driven and spec.rows > 1:
         builder.add(begin(builder))
     for past, present in decoder.caches:
         builder.aliases[present] = past
-    for node in _live_nodes(graph, decoder):
+    for node in kernel_nodes(graph):
         builder.lower_node(node)
     if one_position:
+        if ARGMAX_VALUES not in builder.tensors:
+            builder.add(argmax(builder))
         builder.add(sample(builder))
     elif gpu_driven:
         builder.add(advance(builder))
-    assert builder.tensors[decoder.logits].role is Role.OUTPUT
     return builder.program(spec.name, inputs=(), outputs=(decoder.logits,))
 
 
-def _live_nodes(graph: gs.Graph, decoder: DecoderShape) -> list[gs.Node]:
-    """Nodes in order, without those that only compute sequence lengths: kernels read the GPU words."""
+def kernel_nodes(graph: gs.Graph) -> list[gs.Node]:
+    """Nodes that become kernels: not those that only compute sequence lengths, or choose between tables.
+
+    Attention reads the lengths from the sequence words and makes LongRoPE's choice itself.
+    """
     lengths = {"total_sequence_length"}
     live = []
     for node in graph.nodes:
-        inputs = [value.name for value in node.inputs if value.name and not isinstance(value, gs.Constant)]
-        if inputs and all(name in lengths for name in inputs):
+        computed = [v.name for v in node.inputs if v.name and not isinstance(v, gs.Constant)]
+        if computed and all(name in lengths for name in computed):
             lengths.update(value.name for value in node.outputs)
         else:
             live.append(node)

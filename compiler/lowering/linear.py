@@ -1,149 +1,32 @@
-"""Linear layers: y = x · Wᵀ + bias, one row of x (GEMV, decode) or many (GEMM, prefill).
+"""The kernels of linear layers: y = x · Wᵀ + bias, one row of x (GEMV, decode) or many (GEMM, prefill).
 
-A `Linear` says how the weights lie in memory; `linear_weights.py` makes it from initializers. The kernels:
-
-* `gemv` — one row of x, one workgroup per few rows of W, all its threads walk along K together;
-* `gemm` — a tile of x rows by 64 rows of W per workgroup;
-* `quantize` — f32 rows to the int8 form that a `Linear` with `activation="int8"` takes.
-
-What happens to a finished dot product is the `Epilogue`. A weight over the binding limit has several
-segments, and each is its own dispatch over its range of outputs.
+`linear_format.py` says how W lies in memory, `linear_weights.py` makes it from initializers. A GEMV has a
+workgroup per few rows of W, whose threads walk along K together; a GEMM has one per tile of x rows by 64
+rows of W. What happens to a finished dot product is the `Epilogue`. A weight over the binding limit has
+several segments, and each is its own dispatch over its range of outputs.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..program import Access, Binding, Constant, DType, Grid, Kernel, Role, Tensor
+from ..program import Binding, Constant, Grid, Kernel
 from ..sequence import SEQUENCE
-from ..target import SPEC_LIMITS
 from .builder import fold_grid
+from .linear_epilogue import (
+    Argmax,
+    Epilogue,
+    Gated,
+    Plain,
+    RopeAppend,
+    check,
+    epilogue_constants,
+    outputs,
+)
+from .linear_format import Linear, Segment, params_words
+from .quantize import quantized_tensor
 
 TILE_N = 64  # rows of W per workgroup of a GEMM
-CHUNK_NBYTES = 16  # bytes of one row of W that a thread takes at a time
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """Rows [begin, end) of the outputs: tensor names of their weights and of their parameters.
-
-    `params` is one tensor of 32-bit words with, each where the `Linear` has it, and each padded to 4 bytes:
-    scales [rows, blocks], zero points [rows, ceil(blocks / 2)] bytes, bias [rows]. In one tensor, because
-    a stage has only eight storage buffers, and QKV with rotary embedding and KV append needs them.
-    Of a gated `Linear` both tensors hold the gate's rows [begin, end), then the up projection's.
-    """
-
-    begin: int
-    end: int
-    weights: str
-    params: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Linear:
-    """A weight matrix W [n, k] in GPU memory.
-
-    * "q4": ONNX MatMulNBits bytes, u8 [n, blocks, block_size / 2], low nibble first; w = (q - zero) · scale,
-      zero is 8 without `zero_points`; k is padded to whole blocks. Block sizes 16, 32, 64, 128, 256.
-    * "f16", "f32": [n, padded_k], rows padded with zeros to 16 bytes (layouts "transpose" and "rows").
-
-    `n` counts the outputs; of a `gated` one the matrix has 2 · n rows. `activation="int8"` (q4 only) takes x
-    as `quantize` writes it, and multiplies in integers.
-    """
-
-    format: str
-    k: int
-    n: int
-    segments: tuple[Segment, ...]
-    block_size: int = 0
-    scale_dtype: DType = DType.F16
-    zero_points: bool = False
-    bias: bool = False
-    bias_dtype: DType = DType.F16
-    gated: bool = False
-    activation: str = "f32"
-
-    @property
-    def chunk(self) -> int:
-        """Weights of a row that a thread takes at a time, 16 bytes (8 where blocks are that short)."""
-        if self.format == "q4":
-            return min(2 * CHUNK_NBYTES, self.block_size)
-        return CHUNK_NBYTES // (2 if self.format == "f16" else 4)
-
-    @property
-    def padded_k(self) -> int:
-        unit = self.block_size if self.format == "q4" else self.chunk
-        return -(-self.k // unit) * unit
-
-    @property
-    def n_chunks(self) -> int:
-        """Chunks of a row that hold weights below k; what lies behind them is multiplied by nothing."""
-        return -(-self.k // self.chunk)
-
-    @property
-    def n_blocks(self) -> int:
-        """Blocks along k, each with a scale (0 for dense weights)."""
-        return self.padded_k // self.block_size if self.format == "q4" else 0
-
-    @property
-    def matrix_rows(self) -> int:
-        return self.n * (2 if self.gated else 1)
-
-
-@dataclass(frozen=True, slots=True)
-class Plain:
-    """y [rows, n] f32, with the bias where there is one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Gated:
-    """y = act(gate) · up, f32 [rows, n], of a gated `Linear`. `act`: "silu", "gelu" (erf), "gelu_tanh"."""
-
-    act: str
-
-
-@dataclass(frozen=True, slots=True)
-class Argmax:
-    """y, and per workgroup its greatest entry, for the head of a language model (GEMV only).
-
-    `partials`: u32 [n_partials(linear), 2] of (order key, index). The key grows with the value (see
-    templates/order_key.wgsl.j2), NaN above all as in NumPy; of equal keys the lower index wins.
-    """
-
-    partials: str
-
-
-@dataclass(frozen=True, slots=True)
-class RopeAppend:
-    """Packed QKV of one position: q rotated into y f32 [heads, head_size], k rotated and v into the caches.
-
-    The position is `sequence.past_length`; at `capacity` or above nothing is appended.
-    Caches: [kv_heads, capacity, head_size] f16 or f32.
-
-    `rope`: one table [2 · table_rows, rotary_dim / 2], f16 or f32: the cosines, then the sines (layout
-    "concat_rows" of the two). For LongRoPE each of the two is [short; long] with `long_row` short rows,
-    and the long ones are read when `sequence.call_length` > `long_threshold`.
-    """
-
-    heads: int
-    kv_heads: int
-    head_size: int
-    capacity: int
-    k_cache: str
-    v_cache: str
-    cache_dtype: DType = DType.F16
-    rope: str | None = None
-    rotary_dim: int = 0
-    table_rows: int = 0
-    table_dtype: DType = DType.F16
-    interleaved: bool = False
-    long_threshold: int = 0
-    long_row: int = 0
-
-
-Epilogue = Plain | Gated | Argmax | RopeAppend
-
-
 @dataclass(frozen=True, slots=True)
 class GemvShape:
     """How a GEMV runs: threads per workgroup, dot products they compute together (1, 2 or 4), and how many
@@ -180,7 +63,7 @@ def gemv(
         grid = fold_grid(n_groups)
         constants = {
             **_constants(linear, segment, x_limit=linear.n_chunks * linear.chunk),
-            **_epilogue_constants(epilogue),
+            **epilogue_constants(epilogue),
             "dots": shape.dots,
             "repeats": shape.repeats,
             "sum_type": {1: "f32", 2: "vec2<f32>", 4: "vec4<f32>"}[shape.dots],
@@ -191,7 +74,7 @@ def gemv(
             "partials_at": f"{partials_begin}u + " if partials_begin else "",
         }
         partials_begin += n_groups
-        bindings = [*_inputs(linear, segment, x, sequence), *_outputs(epilogue, y)]
+        bindings = [*_inputs(linear, segment, x, sequence), *outputs(epilogue, y)]
         kernels.append(
             _kernel(
                 name or _name("gemv", linear, epilogue),
@@ -236,10 +119,10 @@ def gemm(
     for segment in linear.segments:
         constants = {
             **_constants(linear, segment, x_limit=-(-linear.k // k_step) * k_step),
-            **_epilogue_constants(epilogue),
+            **epilogue_constants(epilogue),
             "rows": rows,
             "y_stride": linear.n,
-            "y_begin": segment.begin,
+            "y_at": f"{segment.begin}u + " if segment.begin else "",
             "tile_m": tile_m,
             "tile_n": TILE_N,
             "tile_outputs": tile_outputs,
@@ -256,7 +139,7 @@ def gemm(
                 "linear_gemm_int8.wgsl.j2" if int8 else "linear_gemm.wgsl.j2",
                 (threads, 1, 1),
                 (n_tiles, -(-rows // tile_m), 1),
-                [*_inputs(linear, segment, x, sequence), *_outputs(epilogue, y)],
+                [*_inputs(linear, segment, x, sequence), *outputs(epilogue, y)],
                 constants,
                 nodes,
                 workgroup_nbytes=(tile_m + TILE_N) * line_nbytes,
@@ -267,8 +150,8 @@ def gemm(
 
 
 def n_partials(linear: Linear, shape: GemvShape | None = None) -> int:
-    """How many (order key, index) pairs the kernels of `gemv` with `Argmax` write, over all segments."""
-    shape = shape or gemv_shape(linear, Argmax(""))
+    """How many (value, index) pairs the kernels of `gemv` with `Argmax` write, over all segments."""
+    shape = shape or gemv_shape(linear, Argmax("", ""))
     return sum(_gemv_groups(linear, segment, shape) for segment in linear.segments)
 
 
@@ -281,26 +164,6 @@ def gemv_shape(linear: Linear, epilogue: Epilogue) -> GemvShape:
     # A head's partial maxima are read by one workgroup: some thousand are few enough.
     repeats = 16 if isinstance(epilogue, Argmax) and linear.n >= 16384 else 1
     return GemvShape(threads, dots, repeats)
-
-
-def check(linear: Linear, epilogue: Epilogue) -> None:
-    """Raise ValueError where there is no kernel for `linear` with `epilogue`."""
-    if linear.activation == "int8" and linear.format != "q4":
-        raise ValueError(f"int8 activations need 4-bit weights, not {linear.format}")
-    if linear.gated != isinstance(epilogue, Gated):
-        raise ValueError("the epilogue Gated goes with a gated Linear, and only with one")
-    if isinstance(epilogue, RopeAppend):
-        if len(linear.segments) != 1:
-            raise ValueError("a QKV projection over the binding limit cannot append to the cache itself")
-        if linear.n != (epilogue.heads + 2 * epilogue.kv_heads) * epilogue.head_size:
-            raise ValueError("n is not (heads + 2 * kv_heads) * head_size")
-        if epilogue.head_size % 4 or epilogue.rotary_dim % 4:
-            raise ValueError("head size and rotary dimension must be multiples of 4: four rows go together")
-        if bool(epilogue.rope) != bool(epilogue.rotary_dim):
-            raise ValueError("a rotary table and a rotary dimension go together")
-    n_bindings = 3 + (linear.segments[0].params is not None) + len(_outputs(epilogue, ""))
-    if n_bindings > SPEC_LIMITS["max-storage-buffers-per-shader-stage"]:
-        raise ValueError(f"{n_bindings} storage buffers")
 
 
 def _gemv_groups(linear: Linear, segment: Segment, shape: GemvShape) -> int:
@@ -339,58 +202,11 @@ def _constants(linear: Linear, segment: Segment, x_limit: int) -> dict[str, Cons
     }
 
 
-def params_words(linear: Linear, rows: int) -> tuple[int, int, int]:
-    """Where the zero points and the bias begin in a segment's parameters, and their end, in words."""
-    scales = -(-rows * linear.n_blocks * linear.scale_dtype.nbytes // 4)
-    zeros = -(-rows * -(-linear.n_blocks // 2) // 4) if linear.zero_points else 0
-    bias = -(-rows * linear.bias_dtype.nbytes // 4) if linear.bias else 0
-    return scales, scales + zeros, scales + zeros + bias
-
-
-def _epilogue_constants(epilogue: Epilogue) -> dict[str, Constant]:
-    match epilogue:
-        case Gated(act):
-            if act not in ("silu", "gelu", "gelu_tanh"):
-                raise ValueError(f"no gate activation {act!r}")
-            return {"epilogue": "gated", "act": act}
-        case Argmax():
-            return {"epilogue": "argmax"}
-        case RopeAppend():
-            return {
-                "epilogue": "rope",
-                "heads": epilogue.heads,
-                "kv_heads": epilogue.kv_heads,
-                "head_size": epilogue.head_size,
-                "capacity": epilogue.capacity,
-                "cache_dtype": epilogue.cache_dtype.value,
-                "rotary_dim": epilogue.rotary_dim,
-                "half_rotary": epilogue.rotary_dim // 2,
-                "interleaved": epilogue.interleaved,
-                "table_rows": epilogue.table_rows,
-                "table_dtype": epilogue.table_dtype.value,
-                "long_threshold": epilogue.long_threshold,
-                "long_row": epilogue.long_row,
-            }
-    return {"epilogue": "plain"}
-
-
 def _inputs(linear: Linear, segment: Segment, x: str, sequence: str | None) -> list[Binding]:
     bindings = [Binding("x", x), Binding("weights", segment.weights)]
     if segment.params:
         bindings.append(Binding("params", segment.params))
     return [*([Binding("sequence", sequence)] if sequence else []), *bindings]
-
-
-def _outputs(epilogue: Epilogue, y: str) -> list[Binding]:
-    bindings = [Binding("y", y, Access.READ_WRITE)]
-    if isinstance(epilogue, Argmax):
-        bindings.append(Binding("partials", epilogue.partials, Access.READ_WRITE))
-    if isinstance(epilogue, RopeAppend):
-        bindings.append(Binding("k_cache", epilogue.k_cache, Access.READ_WRITE))
-        bindings.append(Binding("v_cache", epilogue.v_cache, Access.READ_WRITE))
-        if epilogue.rope:
-            bindings.append(Binding("rope", epilogue.rope))
-    return bindings
 
 
 def _name(kind: str, linear: Linear, epilogue: Epilogue) -> str:
@@ -422,43 +238,3 @@ def _kernel(
         workgroup_nbytes=workgroup_nbytes,
         work=work,
     )
-
-
-def quantized_tensor(name: str, rows: int, k: int, block: int) -> Tensor:
-    """The tensor that holds `rows` rows of int8 activations: u32 [rows, stride].
-
-    A row: its values in words of four, then one f32 scale per `block` values (bit patterns), then padding
-    to 16 bytes. Of every eight values the even ones are one word and the odd ones the next, which is how
-    4-bit weights come apart. Values from k on are 0. `block` is `Linear.chunk`.
-    """
-    blocks = -(-k // block)
-    stride = blocks * block // 4 + -(-blocks // 4) * 4
-    return Tensor(name, DType.U32, (rows, stride), Role.ACTIVATION)
-
-
-def quantize(
-    x: str,
-    y: str,
-    rows: int,
-    k: int,
-    block: int,
-    *,
-    nodes: tuple[str, ...],
-    sequence: str | None = SEQUENCE,
-    name: str = "quantize",
-) -> Kernel:
-    """x f32 [rows, k] => y, a `quantized_tensor`: symmetric, scale = max|x| / 127 per `block` values."""
-    blocks = -(-k // block)
-    grid = fold_grid(-(-rows * blocks // 64))
-    constants: dict[str, Constant] = {
-        "rows": rows,
-        "k": k,
-        "block": block,
-        "n_blocks": blocks,
-        "stride": quantized_tensor("", 1, k, block).shape[1],
-        "grid_x": grid[0],
-    }
-    bindings = [Binding("x", x), Binding("y", y, Access.READ_WRITE)]
-    if sequence:
-        bindings.insert(0, Binding("sequence", sequence))
-    return _kernel(name, "quantize.wgsl.j2", (64, 1, 1), grid, bindings, constants, nodes)

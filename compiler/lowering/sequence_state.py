@@ -8,11 +8,16 @@ from __future__ import annotations
 
 from math import prod
 
-from ..program import DType, Kernel, Role, Tensor
+from ..program import DType, Kernel, Role
 from ..sequence import SEQUENCE, STOP_LIMIT, STOP_TOKEN, TOKENS
 from .builder import Builder, Op, lower, reads, writes
 
 SAMPLE_THREADS = 256
+ARGMAX_SPAN = 4096
+"""Logits under one partial maximum."""
+
+ARGMAX_VALUES, ARGMAX_INDICES = "argmax/values", "argmax/indices"
+"""Partial maxima of the logits, f32[n] and u32[n]: the LM head writes them, `sample` reads them."""
 
 
 def begin(builder: Builder) -> Kernel:
@@ -25,7 +30,7 @@ def advance(builder: Builder) -> Kernel:
     return _state_kernel("advance", "sequence_advance.wgsl.j2", builder, {})
 
 
-def sample(builder: Builder, values: Tensor, indices: Tensor) -> Kernel:
+def sample(builder: Builder) -> Kernel:
     """Greedy: the arg-max over the LM head's partial maxima becomes the next token.
 
     It is appended to `tokens`, the sequence advances by it, and `stop` is set when it is a stop token or
@@ -34,6 +39,7 @@ def sample(builder: Builder, values: Tensor, indices: Tensor) -> Kernel:
     assert builder.decoder is not None
     host = builder.decoder.driven_by == "host"
     tensors = builder.tensors
+    values, indices = tensors[ARGMAX_VALUES], tensors[ARGMAX_INDICES]
     state = reads(sequence=tensors[SEQUENCE]) if host else writes(sequence=tensors[SEQUENCE])
     return Kernel(
         name="sample",
@@ -50,6 +56,7 @@ def sample(builder: Builder, values: Tensor, indices: Tensor) -> Kernel:
             ("n_partials", prod(values.shape)),
             ("stop_limit", STOP_LIMIT),
             ("stop_token", STOP_TOKEN),
+            ("vocab_size", builder.decoder.vocab_size),
         ),
         nodes=(),
         workgroup_nbytes=8 * SAMPLE_THREADS,
@@ -78,11 +85,24 @@ def last_token(op: Op) -> list[Kernel] | None:
     ]
 
 
-def argmax_tensors(builder: Builder, n: int) -> tuple[Tensor, Tensor]:
-    """Scratch for the LM head's partial maxima: values f32[n] and indices u32[n]."""
-    return (
-        builder.tensor("argmax/values", DType.F32, (n,), Role.ACTIVATION),
-        builder.tensor("argmax/indices", DType.U32, (n,), Role.ACTIVATION),
+def argmax(builder: Builder) -> Kernel:
+    """Partial maxima of one row of logits, for models that do more after the LM head's product."""
+    assert builder.decoder is not None
+    logits = builder.tensors[builder.aliases.get(builder.decoder.logits, builder.decoder.logits)]
+    size = logits.shape[-1]
+    groups = -(-size // ARGMAX_SPAN)
+    values = builder.tensor(ARGMAX_VALUES, DType.F32, (groups,), Role.ACTIVATION)
+    indices = builder.tensor(ARGMAX_INDICES, DType.U32, (groups,), Role.ACTIVATION)
+    return Kernel(
+        name="argmax",
+        template="argmax.wgsl.j2",
+        workgroup=(SAMPLE_THREADS, 1, 1),
+        grid=(groups, 1, 1),
+        bindings=(*reads(logits=logits), *writes(partial_values=values, partial_indices=indices)),
+        constants=(("size", size), ("span", ARGMAX_SPAN)),
+        nodes=(),
+        workgroup_nbytes=8 * SAMPLE_THREADS,
+        work=size,
     )
 
 

@@ -8,6 +8,7 @@ import pytest
 from toy_artifact import build_decoder, greedy
 from webgpu_compile.runtime import RuntimeFailure, load
 from webgpu_compile.runtime.generate import CapacityWarning
+from webgpu_compile.runtime.replay import Recorder, Staging
 
 VOCAB = 53
 
@@ -111,7 +112,9 @@ def test_capacity_ends_generation_with_one_warning(tmp_path, driven_by):
     with load(folder) as session:
         with pytest.warns(CapacityWarning, match="20 positions"):
             made = list(session.generate([1, 2, 3]))
-        assert made == greedy([1, 2, 3], 18, VOCAB)  # one more than fits: it is sampled from the last position
+        assert made == greedy(
+            [1, 2, 3], 18, VOCAB
+        )  # one more than fits: it is sampled from the last position
         assert session.finish_reason == "capacity"
         with pytest.raises(RuntimeFailure, match=r"is full: 21 tokens of history"):
             session.generate([], 1)
@@ -125,33 +128,27 @@ def test_capacity_ends_generation_with_one_warning(tmp_path, driven_by):
 
 
 def test_no_host_work_per_token(session, monkeypatch):
-    """Uploads happen once per call; submissions and waits once per batch; at most two are in flight."""
-    queue, recorder = session._resources.device.queue, session._resources.recorder
-    uploads, events = [], []
-    write, submit, wait = type(queue).write_buffer, recorder.submit, recorder.wait
-    monkeypatch.setattr(type(queue), "write_buffer", lambda *a, **k: (uploads.append(1), write(*a, **k)))
+    """Uploads happen once per call; submissions and reads once per batch; at most two are in flight."""
+    events = []
 
-    def spy_submit(work):
-        index = submit(work)
-        events.append(("submit", index))
-        return index
+    def spy(owner, name):
+        original = getattr(owner, name)
 
-    def spy_wait(index):
-        events.append(("wait", index))
-        return wait(index)
+        def call(*arguments, **options):
+            events.append(name)
+            return original(*arguments, **options)
 
-    monkeypatch.setattr(type(recorder), "submit", lambda self, work: spy_submit(work))
-    monkeypatch.setattr(type(recorder), "wait", lambda self, index: spy_wait(index))
+        monkeypatch.setattr(owner, name, call)
+
+    spy(type(session._resources.device.queue), "write_buffer")
+    spy(Recorder, "submit")
+    spy(Staging, "read")
     assert len(list(session.generate([1, 2], 161, tokens_per_submit=16))) == 161
-    assert len(uploads) == 2
-    submissions = [index for kind, index in events if kind == "submit"]
-    assert len(submissions) == 11  # the prompt with the first token, then ten batches of sixteen
-    in_flight = most = 0
-    for kind, _ in events:
-        in_flight += 1 if kind == "submit" else -1
-        most = max(most, in_flight)
-    assert most == 2
-    assert events[2][0] == "wait" and events[3][0] == "submit"  # the next one is encoded before tokens go out
+    assert events.count("write_buffer") == 2
+    assert events.count("submit") == events.count("read") == 11  # the prompt's token, then ten batches
+    assert events[:7] == ["write_buffer", "write_buffer", "submit", "submit", "read", "submit", "read"]
+    in_flight = [events[:n].count("submit") - events[:n].count("read") for n in range(len(events))]
+    assert max(in_flight) == 2
 
 
 @pytest.mark.parametrize(
@@ -169,6 +166,7 @@ def test_no_host_work_per_token(session, monkeypatch):
         (([1], 4, [1, 2, 3, 4, 5]), "stop_tokens: has 5 tokens; give 4 at most"),
         (([1], 4, [99]), "stop_tokens: has the token 99"),
         (([1], 4, None, 0), "tokens_per_submit: is 0"),
+        (([1], 2.5), "max_new_tokens: is 2.5; give a whole number"),
     ],
 )
 def test_bad_arguments_fail_at_once(session, arguments, message):

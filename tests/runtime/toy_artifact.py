@@ -97,7 +97,7 @@ class Writer:
             if gap := -len(data) % 256:
                 end = len(data) + gap
                 offsets = [len(data), end]
-                header[f"padding.{len(data)}"] = {"dtype": "U8", "shape": [gap], "data_offsets": offsets}
+                header[f".padding.{len(data)}"] = {"dtype": "U8", "shape": [gap], "data_offsets": offsets}
                 data += bytes(gap)
         text = json.dumps(header).encode()
         text += b" " * (-(8 + len(text)) % 256)
@@ -332,7 +332,9 @@ class _Decoder:
         bindings = self.writer.bind(*buffers)
         return {"step": "dispatch", "kernel": name, "shader": shader, "bindings": bindings, "grid": [1, 1, 1]}
 
-    def program(self, rows: int, *, every: bool, host: bool, indirect: bool, vocab_size: int) -> dict[str, Any]:
+    def program(
+        self, rows: int, *, every: bool, host: bool, indirect: bool, vocab_size: int
+    ) -> dict[str, Any]:
         s, t, c, g, y = self.sequence, self.tokens, self.cache, self.grid, self.logits
         append = self.kernel("append", APPEND, "rrrw", s, t, self.table, c)
         if indirect:
@@ -350,7 +352,18 @@ class _Decoder:
             steps.append(self.kernel("advance", ADVANCE, "wwr", s, t, y, SAMPLE=int(not every)))
         shape = [1, rows if every else 1, vocab_size]
         port = {"name": "logits", "dtype": "float16", "shape": shape, "storage": "f32", "buffer": y}
-        return {"rows": rows, "steps": steps, "outputs": [{**port, "nbytes": 4 * vocab_size * shape[1]}]}
+        outputs = [{**port, "nbytes": 4 * vocab_size * shape[1]}]
+        if rows == 1:
+            shape = [1, HEADS, self.constants["CAPACITY"], HEAD_SIZE]
+            port = {
+                "name": "present.0.key",
+                "dtype": "float16",
+                "shape": shape,
+                "storage": "f32",
+                "buffer": c,
+            }
+            outputs.append({**port, "nbytes": self.writer.buffers[c]["nbytes"]})
+        return {"rows": rows, "steps": steps, "outputs": outputs}
 
 
 def build_decoder(
@@ -376,7 +389,6 @@ def build_decoder(
     past = ["batch_size", HEADS, "past_sequence_length", "kv_cache_dim"]
     present = ["batch_size", HEADS, "total_sequence_length", "kv_cache_dim"]
     cache = {"dtype": "float16", "storage": "f32"}
-    nbytes = 4 * HEADS * capacity * HEAD_SIZE
     logits = ["batch_size", "sequence_length", vocab_size]
     model = {
         "name": "toy",
@@ -388,7 +400,7 @@ def build_decoder(
         ],
         "outputs": [
             {"name": "logits", "dtype": "float16", "shape": logits, "storage": "f32"},
-            {**cache, "name": "present.0.key", "shape": present, "buffer": toy.cache, "nbytes": nbytes},
+            {**cache, "name": "present.0.key", "shape": present},
         ],
     }
     sequence = {

@@ -1,0 +1,55 @@
+"""Activations in int8, for linear layers with 4-bit weights that multiply in integers."""
+
+from __future__ import annotations
+
+from ..program import Access, Binding, Constant, DType, Kernel, Role, Tensor
+from ..sequence import SEQUENCE
+from .builder import fold_grid
+
+
+def quantized_tensor(name: str, rows: int, k: int, block: int) -> Tensor:
+    """The tensor that holds `rows` rows of int8 activations: u32 [rows, stride].
+
+    A row: its values in words of four, then one f32 scale per `block` values (bit patterns), then padding
+    to 16 bytes. Of every eight values the even ones are one word and the odd ones the next, which is how
+    4-bit weights come apart. Values from k on are 0. `block` is `Linear.chunk`.
+    """
+    blocks = -(-k // block)
+    stride = blocks * block // 4 + -(-blocks // 4) * 4
+    return Tensor(name, DType.U32, (rows, stride), Role.ACTIVATION)
+
+
+def quantize(
+    x: str,
+    y: str,
+    rows: int,
+    k: int,
+    block: int,
+    *,
+    nodes: tuple[str, ...],
+    sequence: str | None = SEQUENCE,
+    name: str = "quantize",
+) -> Kernel:
+    """x f32 [rows, k] => y, a `quantized_tensor`: symmetric, scale = max|x| / 127 per `block` values."""
+    blocks = -(-k // block)
+    grid = fold_grid(-(-rows * blocks // 64))
+    constants: dict[str, Constant] = {
+        "rows": rows,
+        "k": k,
+        "block": block,
+        "n_blocks": blocks,
+        "stride": quantized_tensor("", 1, k, block).shape[1],
+        "grid_x": grid[0],
+    }
+    bindings = [Binding("x", x), Binding("y", y, Access.READ_WRITE)]
+    if sequence:
+        bindings.insert(0, Binding("sequence", sequence))
+    return Kernel(
+        name=name,
+        template="quantize.wgsl.j2",
+        workgroup=(64, 1, 1),
+        grid=grid,
+        bindings=tuple(bindings),
+        constants=tuple(sorted(constants.items())),
+        nodes=nodes,
+    )
