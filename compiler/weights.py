@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from .program import DType, Weight
 PIECE_NBYTES = 8 << 20
 """About how many bytes a layout yields at a time."""
 
-NUMPY = MappingProxyType(
+NUMPY: Mapping[DType, np.dtype[Any]] = MappingProxyType(
     {
         DType.F32: np.dtype("<f4"),
         DType.F16: np.dtype("<f2"),
@@ -70,7 +71,7 @@ def pad_rows(sources: Sequence[np.ndarray], weight: Weight) -> Iterator[np.ndarr
     """[n, k] => [n, padded_k], the width of the tensor, with zeros; several sources as in `concat_rows`."""
     for source in sources:
         for piece in _pieces(_selected(source, weight)):
-            rows = np.zeros((len(piece), weight.tensor.shape[-1]), NUMPY[weight.tensor.dtype])
+            rows: np.ndarray = np.zeros((len(piece), weight.tensor.shape[-1]), NUMPY[weight.tensor.dtype])
             rows[:, : piece.shape[1]] = _converted(piece, weight)
             yield rows
 
@@ -117,8 +118,16 @@ def sections(sources: Sequence[np.ndarray], weight: Weight) -> Iterator[np.ndarr
         yield np.zeros(-nbytes % 4, np.uint8)
 
 
+def first_rows(sources: Sequence[np.ndarray], weight: Weight) -> Iterator[np.ndarray]:
+    """The first rows of each source, as many as `Weight.fill` says for it in order, as ("rows", count)."""
+    counts = [int(count) for key, count in weight.fill if key == "rows"]
+    for source, count in zip(sources, counts, strict=True):
+        for piece in _pieces(source[:count]):
+            yield _converted(piece, weight)
+
+
 LAYOUTS: Mapping[str, Layout] = MappingProxyType(
-    {layout.__name__: layout for layout in (copy, concat_rows, pad_rows, transpose, sections)}
+    {layout.__name__: layout for layout in (copy, concat_rows, pad_rows, transpose, sections, first_rows)}
 )
 
 
@@ -148,7 +157,7 @@ def _converted(piece: np.ndarray, weight: Weight) -> np.ndarray:
     to = NUMPY[weight.tensor.dtype]
     if piece.dtype == to or (to == np.uint8 and piece.dtype.itemsize == 1):
         return piece
-    if piece.dtype.kind in "iu" and to.kind in "iu" and piece.size:
+    if piece.dtype.kind in "iu" and to.kind in "iu":
         limits = np.iinfo(to)
         if piece.min() < limits.min or piece.max() > limits.max:
             raise ValueError(f"weight {weight.tensor.name}: values out of the range of {weight.tensor.dtype}")

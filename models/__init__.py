@@ -1,11 +1,13 @@
-"""Decoder ONNX graphs with random weights, node for node as onnxruntime-genai's model builder writes them.
+"""Decoder ONNX graphs, node for node as onnxruntime-genai's model builder writes them.
 
-No torch, no network, seeded: `write_decoder(directory, preset("tiny-llama"))`. See README.md.
+No torch, no network, random weights by a seed: `write_decoder(directory, preset("tiny-llama"))`; or weights of
+a checkpoint: `write_trained(directory, config, weights)`. See README.md.
 """
 
 from .config import DecoderConfig, DefaultRope, Family, Llama3Rope, LongRope, MaskForm, Precision
 from .folder import fill_weights, write_decoder
 from .presets import preset, preset_names
+from .trained import write_trained
 
 __all__ = [
     "DecoderConfig",
@@ -19,4 +21,5 @@ __all__ = [
     "preset",
     "preset_names",
     "write_decoder",
+    "write_trained",
 ]

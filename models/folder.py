@@ -66,6 +66,6 @@ def fill(folder: Path, tensors: tuple[Tensor, ...], seed: int, progress: Callabl
     write_tensors(folder / DATA_FILE, tensors, seed, count)
 
 
-def serialized(writer: GraphWriter) -> bytes:
-    content: bytes = writer.model().SerializeToString(deterministic=True)
+def serialized(writer: GraphWriter, origin: str = "Random weights.") -> bytes:
+    content: bytes = writer.model(origin).SerializeToString(deterministic=True)
     return content

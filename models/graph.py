@@ -110,8 +110,8 @@ class GraphWriter:
         """Initializers in file order; they lie end to end in the data file."""
         return (*self._float, *self._quantized)
 
-    def model(self) -> onnx.ModelProto:
-        """The model, its initializers referring to DATA_FILE beside it."""
+    def model(self, origin: str = "Random weights.") -> onnx.ModelProto:
+        """The model, its initializers referring to DATA_FILE beside it; `origin` starts its doc_string."""
         graph = onnx.GraphProto(name="main_graph", input=self.inputs, output=self.outputs)
         graph.node.extend(self._nodes)
         offset = 0
@@ -124,7 +124,7 @@ class GraphWriter:
             ir_version=10,
             producer_name="onnxruntime-genai",
             producer_version="0.18.0+00d66ef",
-            doc_string="Random weights. Written by webgpu_compile.models in the form of the named producer.",
+            doc_string=f"{origin} Written by webgpu_compile.models in the form of the named producer.",
             opset_import=[helper.make_opsetid("", 22), helper.make_opsetid(MICROSOFT, 1)],
             graph=graph,
         )

@@ -39,14 +39,16 @@ def missing_features(variant: Variant, features: Collection[str]) -> list[str]:
 
 
 def missing_limits(variant: Variant, limits: dict[str, int]) -> list[str]:
-    """Limits of `variant` that an adapter or device does not reach, as "name (needs n, has m)"."""
-    short = []
-    for name, need in granted(variant).items():
-        have = limits.get(name, 0)
-        # Adapters below the defaults exist (compatibility mode): there the variant must say what it uses.
-        if have < need and have < variant.limits.get(name, need):
-            short.append(f"{name} (needs {need}, has {have})")
-    return short
+    """Limits of `variant` that an adapter or device does not reach, as "name (needs n, has m)".
+
+    Adapters below the defaults exist (compatibility mode); a variant that needs less may say so.
+    """
+    need = {**DEFAULTS, **variant.limits}
+    return [
+        f"{name} (needs {value}, has {limits.get(name, 0)})"
+        for name, value in need.items()
+        if limits.get(name, 0) < value
+    ]
 
 
 def buffers_of(manifest: Manifest, variant: Variant) -> set[int]:

@@ -11,7 +11,6 @@ from gpu import run_kernel
 from webgpu_compile.compiler import weights
 from webgpu_compile.compiler.lowering import linear_weights
 from webgpu_compile.compiler.lowering.builder import Builder
-from webgpu_compile.compiler.lowering.initializers import Initializers
 from webgpu_compile.compiler.lowering.linear import Gated, gemv
 from webgpu_compile.compiler.lowering.linear_weights import Part, dense_linear, q4_linear
 from webgpu_compile.compiler.program import DType, Role, Source, Tensor, Weight
@@ -129,7 +128,7 @@ def test_big_tables_pass_through_little_memory(layout: str) -> None:
 
 
 def builder_of() -> Builder:
-    return Builder(gs.Graph(), {}, PORTABLE, Initializers())
+    return Builder(gs.Graph(), {}, PORTABLE)
 
 
 def q4_arrays(

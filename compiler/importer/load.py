@@ -75,7 +75,21 @@ def load_model(path: Path, options: CompileOptions) -> ImportedModel:
     inputs = tuple(port for port in ports[0] if port.name not in constants)
     bind_dims(graph, config, options.dims)
     tidy(graph)
+    name_nodes(graph)
     return ImportedModel(graph, config, file, file.parent, inputs, ports[1], tuple(sorted(loader.files)))
+
+
+def name_nodes(graph: gs.Graph) -> None:
+    """Every node gets a name of its own: errors, comments and scratch buffers are called by it."""
+    taken: set[str] = set()
+    for node in graph.nodes:
+        name = wanted = node.name or next((tensor.name for tensor in node.outputs if tensor.name), node.op)
+        count = 1
+        while name in taken:
+            count += 1
+            name = f"{wanted}_{count}"
+        node.name = name
+        taken.add(name)
 
 
 def find_model(path: Path) -> Path:

@@ -10,13 +10,13 @@ from ..passes.front import DeviceModel
 from ..passes.shapes import concrete_shapes
 from ..program import Program, Role
 from ..target import DEFAULT_TARGETS, TARGETS, Target
-from . import elementwise, gather, matmul, norm, sequence_state, views
+from . import elementwise, gather, gqa, matmul, norm, sequence_state, views
 from .builder import STORAGE, Builder, record_of
 from .decoder import decoder_shape, lower_decoder, program_specs
 
 __all__ = ["lower_model", "record_of", "variants_of"]
 
-_REGISTERED = (elementwise, gather, matmul, norm, sequence_state, views)
+_REGISTERED = (elementwise, gather, gqa, matmul, norm, sequence_state, views)
 
 
 def variants_of(options: CompileOptions) -> tuple[Target, ...]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..program import Binding, Constant, Grid, Kernel
+from ..program import Binding, Constant, Kernel
 from ..sequence import SEQUENCE
 from .builder import fold_grid
 from .linear_epilogue import (
@@ -27,6 +27,8 @@ from .linear_format import Linear, Segment, params_words
 from .quantize import quantized_tensor
 
 TILE_N = 64  # rows of W per workgroup of a GEMM
+
+
 @dataclass(frozen=True, slots=True)
 class GemvShape:
     """How a GEMV runs: threads per workgroup, dot products they compute together (1, 2 or 4), and how many
@@ -55,6 +57,8 @@ def gemv(
     """
     epilogue = epilogue or Plain()
     check(linear, epilogue)
+    if isinstance(epilogue, RopeAppend) and sequence is None:
+        raise ValueError("appending to a KV cache needs the sequence words: they hold the position")
     shape = shape or gemv_shape(linear, epilogue)
     kernels = []
     partials_begin = 0
@@ -74,18 +78,17 @@ def gemv(
             "partials_at": f"{partials_begin}u + " if partials_begin else "",
         }
         partials_begin += n_groups
-        bindings = [*_inputs(linear, segment, x, sequence), *outputs(epilogue, y)]
         kernels.append(
-            _kernel(
-                name or _name("gemv", linear, epilogue),
-                "linear_gemv.wgsl.j2",
-                (shape.threads, 1, 1),
-                grid,
-                bindings,
-                constants,
-                nodes,
+            Kernel(
+                name=name or _name("gemv", linear, epilogue),
+                template="linear_gemv.wgsl.j2",
+                workgroup=(shape.threads, 1, 1),
+                grid=grid,
+                bindings=(*_inputs(linear, segment, x, sequence), *outputs(epilogue, y)),
+                constants=tuple(sorted(constants.items())),
+                nodes=nodes,
                 workgroup_nbytes=shape.threads * shape.dots * 4,
-                work=(segment.end - segment.begin) * (linear.matrix_rows // linear.n) * linear.k,
+                work=_work(linear, segment),
             )
         )
     return kernels
@@ -134,16 +137,16 @@ def gemm(
         # Per row or column of a tile: k_step f32, or k_step int8 and a scale per chunk.
         line_nbytes = k_step + 4 * k_step // linear.chunk if int8 else 4 * k_step
         kernels.append(
-            _kernel(
-                name or _name("gemm", linear, epilogue),
-                "linear_gemm_int8.wgsl.j2" if int8 else "linear_gemm.wgsl.j2",
-                (threads, 1, 1),
-                (n_tiles, -(-rows // tile_m), 1),
-                [*_inputs(linear, segment, x, sequence), *outputs(epilogue, y)],
-                constants,
-                nodes,
+            Kernel(
+                name=name or _name("gemm", linear, epilogue),
+                template="linear_gemm_int8.wgsl.j2" if int8 else "linear_gemm.wgsl.j2",
+                workgroup=(threads, 1, 1),
+                grid=(n_tiles, -(-rows // tile_m), 1),
+                bindings=(*_inputs(linear, segment, x, sequence), *outputs(epilogue, y)),
+                constants=tuple(sorted(constants.items())),
+                nodes=nodes,
                 workgroup_nbytes=(tile_m + TILE_N) * line_nbytes,
-                work=rows * (segment.end - segment.begin) * (linear.matrix_rows // linear.n) * linear.k,
+                work=rows * _work(linear, segment),
             )
         )
     return kernels
@@ -167,8 +170,9 @@ def gemv_shape(linear: Linear, epilogue: Epilogue) -> GemvShape:
 
 
 def _gemv_groups(linear: Linear, segment: Segment, shape: GemvShape) -> int:
-    outputs = shape.dots // 2 if linear.gated else shape.dots
-    return -(-(segment.end - segment.begin) // (outputs * shape.repeats))
+    """Workgroups that a segment's outputs take."""
+    per_tile = shape.dots // 2 if linear.gated else shape.dots
+    return -(-(segment.end - segment.begin) // (per_tile * shape.repeats))
 
 
 def _constants(linear: Linear, segment: Segment, x_limit: int) -> dict[str, Constant]:
@@ -209,32 +213,12 @@ def _inputs(linear: Linear, segment: Segment, x: str, sequence: str | None) -> l
     return [*([Binding("sequence", sequence)] if sequence else []), *bindings]
 
 
+def _work(linear: Linear, segment: Segment) -> int:
+    """Multiply-accumulates per row of x."""
+    return (segment.end - segment.begin) * (2 if linear.gated else 1) * linear.k
+
+
 def _name(kind: str, linear: Linear, epilogue: Epilogue) -> str:
     suffix = {Plain: "", Gated: "_gated", Argmax: "_argmax", RopeAppend: "_rope_append"}[type(epilogue)]
     int8 = "_int8" if linear.activation == "int8" else ""
     return f"{kind}_{linear.format}{int8}{suffix}"
-
-
-def _kernel(
-    name: str,
-    template: str,
-    workgroup: Grid,
-    grid: Grid,
-    bindings: list[Binding],
-    constants: dict[str, Constant],
-    nodes: tuple[str, ...],
-    *,
-    workgroup_nbytes: int = 0,
-    work: int = 0,
-) -> Kernel:
-    return Kernel(
-        name=name,
-        template=template,
-        workgroup=workgroup,
-        grid=grid,
-        bindings=tuple(bindings),
-        constants=tuple(sorted(constants.items())),
-        nodes=nodes,
-        workgroup_nbytes=workgroup_nbytes,
-        work=work,
-    )

@@ -146,10 +146,7 @@ def front(
     runner = Runner(frozenset(options.disable_pass), (dumper,) if dumper else ())
     graph = model.graph
     n_nodes = sum(node.op != "Constant" for node in graph.nodes)
-    constants_to_initializers(graph)
-    tidy(graph)
-    infer_shapes(graph)
-    bind_caches(graph)
+    prepare(graph)
     if dumper:
         dumper.stage("import", graph)
     if options.stop_after == "import":
@@ -166,6 +163,14 @@ def front(
         runner.run(graph, group)
     verify(graph, knows, on_host=options.sequence_length == "host")
     return _device_model(model, graph, runner, before, start)
+
+
+def prepare(graph: gs.Graph) -> None:
+    """What every pass may count on: constants are initializers, nodes are sorted, shapes are known."""
+    constants_to_initializers(graph)
+    tidy(graph)
+    infer_shapes(graph)
+    bind_caches(graph)
 
 
 def check_disabled(options: CompileOptions) -> None:

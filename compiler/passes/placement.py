@@ -114,10 +114,10 @@ def insert_memcpy(graph: gs.Graph) -> int:
             if wants_host != (id(tensor) in on_host):
                 op = TO_HOST if wants_host else FROM_HOST
                 node.inputs[index] = _copy(graph, tensor, op, copies)
-    for tensor in list(graph.outputs):
-        if id(tensor) in on_host:
-            _copy_output(graph, tensor)
-    return len(copies)
+    outputs = [tensor for tensor in graph.outputs if id(tensor) in on_host]
+    for tensor in outputs:
+        _copy_output(graph, tensor)
+    return len(copies) + len(outputs)
 
 
 def remove_memcpy(graph: gs.Graph) -> int:

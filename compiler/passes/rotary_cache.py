@@ -65,10 +65,7 @@ def split_rotary_cache(graph: gs.Graph, config: ModelConfig) -> int:
         offset = concatenation_offset(cos, sin, config)
         if offset is None or not 0 < offset < cos.shape[0]:
             continue
-        lengths = Lengths(graph)
-        lengths.made.update({port.name: port for port in graph.inputs})
-        lengths.made.update({t.name: t for n in graph.nodes for t in n.outputs if n.op == "Greater"})
-        condition = lengths.greater(Greater(offset), (1,))
+        condition = Lengths(graph).greater(Greater(offset))
         assert condition is not None
         for table in (cos, sin):
             short, long = _rows(table, 0, offset), _rows(table, offset, table.shape[0])

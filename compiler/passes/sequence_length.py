@@ -86,7 +86,7 @@ def _rewrite_reader(node: gs.Node, known: dict[int, Value], lengths: Lengths) ->
         value = known.get(id(tensor))
         if not isinstance(value, Symbolic) or len(value.elements) != 1:
             continue
-        new = lengths.greater(value.elements[0], value.shape)
+        new = lengths.greater(value.elements[0])
         if new is not None:
             node.inputs[index] = new
             changed += 1
@@ -99,7 +99,12 @@ class Lengths:
     def __init__(self, graph: gs.Graph) -> None:
         self.graph = graph
         self.made: dict[str, gs.Variable] = {}
-        for tensor in (tensor for node in graph.nodes for tensor in node.outputs):
+        written = [tensor for node in graph.nodes for tensor in node.outputs]
+        word = next((port for port in graph.inputs if port.name == WORD), None)
+        if word is not None and list(word.shape or ()) == [1] and np.dtype(word.dtype) == np.int32:
+            self.made = {tensor.name: tensor for tensor in (word, *written)}  # an earlier pass made it
+            return
+        for tensor in written:
             if tensor.name in (WORD, SEQLENS_NAME):  # an exporter may have used our names
                 tensor.name += "_original"
 
@@ -120,7 +125,7 @@ class Lengths:
     def on_host(self) -> gs.Variable:
         return self._node(TO_HOST, f"{WORD}/{TO_HOST}", [self.total()], np.int32)
 
-    def greater(self, element: Affine | Greater, shape: tuple[int, ...]) -> gs.Variable | None:
+    def greater(self, element: Affine | Greater) -> gs.Variable | None:
         """total > threshold as a device value of shape [1]; None for anything else."""
         if not isinstance(element, Greater):
             return None

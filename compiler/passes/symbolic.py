@@ -44,7 +44,7 @@ class Affine:
         parts = [symbol if factor == 1 else f"{factor}·{symbol}" for symbol, factor in self.terms]
         if self.constant or not parts:
             parts.append(str(self.constant))
-        return " + ".join(parts)
+        return " + ".join(parts).replace("+ -", "- ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +137,7 @@ def _numbers(node: gs.Node, index: int, attribute: str, known: Known) -> list[in
 
 
 def _pass(node: gs.Node, known: Known) -> Value | None:
-    tensor = operand(node, 0)
-    return known.get(id(tensor)) if tensor is not None else None
+    return _read(node, 0, known)
 
 
 def _shape(node: gs.Node, known: Known) -> Value | None:

@@ -3,8 +3,8 @@
 
     python models/demo/train.py --out WEIGHTS --minutes 7.5 [--data DATA]
 
-DATA is a folder that prepare.py wrote; without it the running Python's standard library is prepared first, into
-WEIGHTS/data. WEIGHTS receives model-*.safetensors (float16, Hugging Face's Llama names), config.json,
+DATA is a folder that prepare.py wrote; without it the running Python's standard library is prepared first.
+WEIGHTS receives model-*.safetensors (float16, Hugging Face's Llama names), config.json,
 tokenizer.json, held-out.txt and train.log. The learning rate follows the share of the time that has passed.
 """
 
@@ -15,6 +15,7 @@ import json
 import math
 import shutil
 import sysconfig
+import tempfile
 import time
 from pathlib import Path
 
@@ -64,13 +65,14 @@ class Training:
         chosen.out.mkdir(parents=True, exist_ok=True)
         self.log_path = chosen.out / "train.log"
         self.log_path.write_text("")
-        self.log(f"options: {vars(chosen)}")
+        settings = {name: value for name, value in vars(chosen).items() if not isinstance(value, Path)}
+        self.log(f"options: {settings}")
         torch.manual_seed(chosen.seed)
         torch.set_float32_matmul_precision("high")
         self.cuda = torch.cuda.is_available()
         self.device = torch.device("cuda" if self.cuda else "cpu")
         self.log(f"torch {torch.__version__} on {torch.cuda.get_device_name() if self.cuda else 'cpu'}")
-        self.data = chosen.data or chosen.out / "data"
+        self.data = chosen.data or Path(tempfile.mkdtemp())
         if not chosen.data:
             prepare(self.data, [Path(sysconfig.get_paths()["stdlib"])], [])
         self.load_tokens()

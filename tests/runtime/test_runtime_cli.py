@@ -126,7 +126,9 @@ def test_ctrl_c_ends_the_generation(tmp_path):
     folder = build_decoder(tmp_path / "out", capacity=20_000)
     command = [sys.executable, "-m", "webgpu_compile.runtime.run_cli", str(folder), "--tokens", "1,2,3"]
     with subprocess.Popen([*command, "--stats"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        first = os.read(process.stdout.fileno(), 1)
+        first = b""
+        while first.count(b",") < 20:
+            first += os.read(process.stdout.fileno(), 100)
         process.send_signal(signal.SIGINT)
         out, error = process.communicate(timeout=60)
     text = (first + out).decode()

@@ -63,6 +63,13 @@ def test_an_adapter_below_the_defaults_is_refused():
         choose_variant(variants(), FakeAdapter(limits={"max-buffer-size": 1000}))
 
 
+def test_an_adapter_below_the_defaults_runs_what_needs_less():
+    modest = Variant(name="modest", features=[], limits={"max-buffer-size": 1000}, programs={})
+    assert choose_variant([modest], FakeAdapter(limits={"max-buffer-size": 1000}))[0] is modest
+    with pytest.raises(RuntimeFailure, match=r"max-buffer-size \(needs 1000, has 999\)"):
+        choose_variant([modest], FakeAdapter(limits={"max-buffer-size": 999}))
+
+
 def test_a_forced_variant_that_cannot_run_or_does_not_exist(tmp_path, monkeypatch):
     folder = build_decoder(tmp_path / "out", variants=[FAST, PORTABLE])
     adapter = request_adapter()

@@ -78,6 +78,18 @@ def test_leaving_early_keeps_what_was_given(session):
         assert list(session.generate([8, 8], 12)) == greedy([*history, 8, 8], 12, VOCAB)
 
 
+def test_leaving_early_leaves_no_buffer_mapped(session, monkeypatch):
+    """A staging buffer that is dropped with its mapping under way would be called back after it is freed."""
+    open_requests = []
+    request, read = Staging.request, Staging.read
+    monkeypatch.setattr(Staging, "request", lambda s, n: (open_requests.append(s), request(s, n))[1])
+    monkeypatch.setattr(Staging, "read", lambda s, i, n: (open_requests.remove(s), read(s, i, n))[1])
+    for _ in session.generate([1], 40):
+        assert open_requests
+        break
+    assert open_requests == []
+
+
 def test_a_new_call_ends_a_generation_that_is_still_held(session):
     iterator = session.generate([1, 2], 40)
     first = [next(iterator), next(iterator)]

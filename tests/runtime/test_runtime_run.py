@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from toy_artifact import HEADS, build_decoder, build_graph, greedy, next_token
 from webgpu_compile.runtime import RuntimeFailure, load
+from webgpu_compile.runtime.replay import Recorder
 
 VOCAB = 53
 
@@ -86,6 +87,17 @@ def test_host_driven_gives_the_same_logits(tmp_path, session):
         for part in (ids[:, :6], ids[:, 6:7], ids[:, 7:]):
             ours, theirs = session.run({"input_ids": part}), host.run({"input_ids": part})
             assert np.array_equal(ours["logits"], theirs["logits"])
+
+
+def test_one_token_costs_one_decode(session, monkeypatch):
+    session.run({"input_ids": [[1, 2, 3]]})
+    replayed = []
+    encode = Recorder._encode
+    monkeypatch.setattr(
+        Recorder, "_encode", lambda s, work: (replayed.append(list(work)), encode(s, work))[1]
+    )
+    session.run({"input_ids": [[4]]})
+    assert [work[0] for work in replayed] == [session._resources.programs["decode"]]
 
 
 def test_mixes_with_generate(session):
