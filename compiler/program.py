@@ -76,8 +76,8 @@ class Source:
 class Weight:
     """How a weight tensor is made from the model's initializers.
 
-    `layout` names a function of `weights.py`; `rows` selects a range of the first axis after packing
-    (a tensor over the binding limit is split into several weights).
+    `layout` names a function of `weights.py`; `rows` selects a range of rows of each source (a tensor over
+    the binding limit is split into several weights); `fill` holds further parameters of the layout.
     """
 
     tensor: Tensor

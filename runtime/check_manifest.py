@@ -111,6 +111,9 @@ def _check_weights(manifest: Manifest) -> None:
 
 def _check_model(manifest: Manifest) -> None:
     sequence = manifest.sequence
+    if sequence is not None:
+        require("input_ids" in {port.name for port in manifest.model.inputs}, "a decoder has no input_ids")
+        require("logits" in {port.name for port in manifest.model.outputs}, "a decoder has no logits")
     require(
         (manifest.model.kind == "decoder") == (sequence is not None),
         "a decoder has a sequence, and nothing else has",
@@ -129,6 +132,8 @@ def _check_model(manifest: Manifest) -> None:
     taken = [index for name, index in sequence.words.items() if name != "stop_tokens"]
     if "stop_tokens" in sequence.words:
         first = sequence.words["stop_tokens"]
+        end = 4 * (first + sequence.max_stop_tokens)
+        require(end <= words.nbytes, "the sequence buffer is too small for its words")
         taken += range(first, first + sequence.max_stop_tokens)
     require(len(set(taken)) == len(taken), "two words of the sequence are the same")
     require(4 * (max(taken) + 1) <= words.nbytes, "the sequence buffer is too small for its words")
@@ -161,6 +166,14 @@ def _check_programs(manifest: Manifest, variant: Variant) -> None:
     programs, where = variant.programs, f"variant {variant.name!r}"
     if manifest.sequence is None:
         require(set(programs) == {"run"}, f"{where} does not have the one program 'run'")
+        for ports, wanted in (
+            (programs["run"].inputs, manifest.model.inputs),
+            (programs["run"].outputs, manifest.model.outputs),
+        ):
+            names = sorted(port.name for port in ports)
+            require(
+                names == sorted(port.name for port in wanted), f"{where}: 'run' has not the model's ports"
+            )
         return
     require("decode" in programs, f"{where} has no program 'decode'")
     kinds = {"decode": False, "prefill": False, "logits": False}

@@ -62,17 +62,19 @@ class OrtDecoder:
         return tokens, np.array(rows[:n])
 
 
-def greedy_mismatch(expected: list[int], actual: list[int], logits: np.ndarray, tolerance: float) -> str | None:
-    """None if `actual` follows `expected` up to the first choice closer than `tolerance`; else what differs.
+def greedy_mismatch(fed: list[int], actual: list[int], logits: np.ndarray, tolerance: float) -> str | None:
+    """None if each token of `actual` is the greedy choice; else what differs.
 
-    Behind a near tie the two texts may be different texts, so nothing behind it is compared.
+    `logits` [n, vocab] are the reference's, which was fed `fed`. A choice closer than `tolerance` may go
+    either way, and behind a token that was not fed the two texts are different texts: nothing more is
+    compared.
     """
-    for i, (a, b) in enumerate(zip(expected, actual, strict=False)):
-        best = np.sort(logits[i])[-2:]
-        if a != b:
-            if best[1] - best[0] <= tolerance:
-                return None
-            return f"token {i}: {b} instead of {a}, whose lead is {best[1] - best[0]:.4f}"
-    if len(actual) < len(expected):
-        return f"only {len(actual)} of {len(expected)} tokens"
+    for i, (token, other) in enumerate(zip(actual, fed, strict=False)):
+        lead = float(logits[i].max() - logits[i][token])
+        if lead > tolerance:
+            return f"token {i}: {token} instead of {logits[i].argmax()}, which leads by {lead:.4f}"
+        if token != other:
+            return None
+    if len(actual) < len(fed):
+        return f"only {len(actual)} of {len(fed)} tokens"
     return None

@@ -16,6 +16,7 @@ from ..errors import CompileError
 from ..graph import is_graph_input, is_graph_output, nodes, operand, result
 from .config import ModelConfig
 
+PAST_INPUTS = {"GroupQueryAttention": 3, "QkvAttention": 5}  # past_key; past_value follows
 SEQUENCE, PAST, TOTAL = "sequence_length", "past_sequence_length", "total_sequence_length"
 
 
@@ -49,10 +50,7 @@ def bind_dims(graph: gs.Graph, config: ModelConfig, dims: Mapping[str, int]) -> 
 
 
 def _is_decoder(graph: gs.Graph) -> bool:
-    return any(
-        (past := operand(node, 3)) is not None and is_graph_input(graph, past)
-        for node in nodes(graph, "GroupQueryAttention")
-    )
+    return any(past is not None and is_graph_input(graph, past) for past, _ in caches(graph))
 
 
 def _decoder_dims(graph: gs.Graph, config: ModelConfig) -> dict[str, int | str]:
@@ -75,18 +73,23 @@ def _decoder_dims(graph: gs.Graph, config: ModelConfig) -> dict[str, int | str]:
         if name in by_name:
             rename(by_name[name], 0, 1)
             rename(by_name[name], 1, length)
-    for node in nodes(graph, "GroupQueryAttention"):
-        for index, length in ((3, PAST), (4, PAST)):
-            port = operand(node, index)
-            if port is not None and is_graph_input(graph, port):
-                rename(port, 0, 1)
-                rename(port, 2, length)
-        for index in (1, 2):
-            port = result(node, index)
-            if port is not None and is_graph_output(graph, port):
-                rename(port, 0, 1)
-                rename(port, 2, TOTAL)
+    for past, present in caches(graph):
+        if past is not None and is_graph_input(graph, past):
+            rename(past, 0, 1)
+            rename(past, 2, PAST)
+        if present is not None and is_graph_output(graph, present):
+            rename(present, 0, 1)
+            rename(present, 2, TOTAL)
     return renames
+
+
+def caches(graph: gs.Graph) -> list[tuple[gs.Tensor | None, gs.Tensor | None]]:
+    """(past, present) of every key and value cache, in the order of the nodes."""
+    found = []
+    for node in nodes(graph, "GroupQueryAttention", "QkvAttention"):
+        first = PAST_INPUTS[node.op]
+        found += [(operand(node, first + i), result(node, 1 + i)) for i in (0, 1)]
+    return found
 
 
 def _variables(graph: gs.Graph) -> list[gs.Variable]:

@@ -211,7 +211,8 @@ def decode_attention(
     target = [Binding("y", out, Access.READ_WRITE)]
     partials = [Binding(b.name.rsplit("/", 1)[1], b.name) for b in (softmax, sums)]
     written = [Binding(b.variable, b.tensor, Access.READ_WRITE) for b in partials]
-    batch = min(attention.served, 2)
+    # Heads whose slices are summed at once: two, unless a wide group leaves memory for one only.
+    batch = 2 if attention.served % 2 == 0 and attention.served * attention.fours < 512 else 1
     slices = THREADS // attention.fours
     decode = Kernel(
         name="attention_decode",

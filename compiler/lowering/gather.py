@@ -9,6 +9,7 @@ import onnx_graphsurgeon as gs
 from ..program import Binding, Kernel, Tensor
 from ..sequence import SEQUENCE, TOKENS
 from .builder import WEIGHT_STORAGE, Op, lower, reads, split_rows, writes
+from .matmul import matmul_linear
 
 THREADS = 64
 MAX_TABLES = 4
@@ -67,6 +68,19 @@ def gather_block_quantized(op: Op) -> list[Kernel]:
     return _kernels(op, 1, "q4", n_rows, width, ranges, parts, extra, constants)
 
 
+@lower("GatherColumns", domain="webgpu_compile", limits="made by the compiler")
+def gather_columns(op: Op) -> list[Kernel]:
+    """y[i] = table[:, ids[i]]: the embedding of a model whose LM head is a tied MatMul.
+
+    The LM head's weights lie transposed, so a column of the model's table is a row of that tensor.
+    """
+    width, n_rows = op.shape(0)
+    linear = matmul_linear(op, [0])
+    ranges = [(segment.begin, segment.end) for segment in linear.segments]
+    parts = [op.builder.tensors[segment.weights] for segment in linear.segments]
+    return _kernels(op, 1, linear.format, n_rows, width, ranges, parts, [], {}, stride=linear.padded_k)
+
+
 def _kernels(
     op: Op,
     ids_input: int,
@@ -77,6 +91,7 @@ def _kernels(
     parts: list[Tensor],
     extra: list[Binding],
     constants: dict[str, int | str],
+    stride: int | None = None,
 ) -> list[Kernel]:
     """One dispatch per `MAX_TABLES` segments; each writes the rows whose ids lie in its segments."""
     y = op.write()
@@ -104,6 +119,7 @@ def _kernels(
                     "table_dtype": table_dtype,
                     "n_rows": n_rows,
                     "width": width,
+                    "stride": stride or width,
                     "n_ids": n_ids,
                     "n_tables": len(segment),
                     "bounds": tuple(str(first) for (first, _), _ in segment) + (str(segment[-1][0][1]),),

@@ -10,6 +10,7 @@ import onnx_graphsurgeon as gs
 from ..errors import CompileError
 from ..graph import is_graph_input, is_graph_output, label, nodes, operand, result
 from ..importer import ImportedModel, ModelConfig, Port
+from ..importer.dims import PAST_INPUTS
 from .sequence_length import WORD
 
 
@@ -99,7 +100,7 @@ def bind_caches(graph: gs.Graph) -> int:
 def _caches(graph: gs.Graph) -> tuple[KvPair, ...]:
     pairs = []
     for node in nodes(graph, "GroupQueryAttention", "QkvAttention"):
-        first = 5 if node.op == "QkvAttention" else 3
+        first = PAST_INPUTS[node.op]
         for offset, present_index in ((0, 1), (1, 2)):
             past, present = operand(node, first + offset), result(node, present_index)
             if past is None or present is None:

@@ -20,7 +20,6 @@ CONTROL = ("If", "Loop", "Scan")
 INT64_ON_DEVICE = ("Cast", "Gather", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Transpose")
 HOST_OPERANDS: dict[str, tuple[int, ...]] = {
     "GroupQueryAttention": (6,),
-    "QkvAttention": (8,),
     "Reshape": (1,),
     "Expand": (1,),
     "Tile": (1,),

@@ -71,13 +71,14 @@ def concrete_shapes(graph: gs.Graph, dims: Mapping[str, int]) -> dict[str, tuple
     """
     shapes: dict[str, tuple[int, ...]] = {}
     for name, known in infer(graph, dims).items():
-        symbols = [dim for dim in known.shape or () if isinstance(dim, str)]
+        shape = tuple(dims.get(dim, dim) if isinstance(dim, str) else dim for dim in known.shape or ())
+        symbols = [dim for dim in shape if isinstance(dim, str)]
         if known.shape is None:
             raise CompileError(
                 f"value {name}", "its rank is not known", "export the model with static shapes"
             )
         if not symbols:
-            shapes[name] = tuple(int(dim) for dim in known.shape)
+            shapes[name] = tuple(int(dim) for dim in shape)
         elif not {PAST, TOTAL} & set(symbols):
             raise CompileError(
                 f"value {name}", f"its dimension {symbols[0]} is unbound", f"use --dim {symbols[0]}=SIZE"

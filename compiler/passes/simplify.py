@@ -73,6 +73,8 @@ def fold_constants(graph: gs.Graph) -> int:
     for node in list(graph.nodes):
         if not _foldable(graph, node):
             continue
+        if not all(is_constant(tensor) for tensor in node.inputs if tensor.name):
+            continue
         values = [small_value(tensor) if tensor.name else None for tensor in node.inputs]
         if any(value is None and tensor.name for value, tensor in zip(values, node.inputs, strict=True)):
             continue

@@ -9,7 +9,7 @@ import onnx_graphsurgeon as gs
 
 from ..errors import CompileError
 from ..graph import is_constant, label
-from .placement import CONTROL, HOST_OPERANDS, TO_HOST, host_reason, memcpy_nodes, place
+from .placement import CONTROL, HOST_OPERANDS, METADATA, TO_HOST, host_reason, memcpy_nodes, place
 from .sequence_length import WORD
 
 HINTS = {
@@ -115,6 +115,8 @@ def check_operators(graph: gs.Graph, knows: Callable[[gs.Node], bool]) -> None:
 def _hint(node: gs.Node) -> str:
     if node.op in CONTROL:
         return HINTS["If"]
+    if node.op in METADATA:
+        return HINTS["Shape"]
     if any(tensor.dtype is not None and _wide(tensor) for tensor in (*node.inputs, *node.outputs)):
         return HINTS["int64"]
     return HINTS["Shape"]

@@ -345,6 +345,9 @@ LIES = {
     "no words": (lambda m: m["sequence"]["words"].pop("stop"), "lacks the word 'stop'"),
     "same words": (lambda m: m["sequence"]["words"].update(stop=0), "two words of the sequence are the same"),
     "words outside": (lambda m: m["sequence"]["words"].update(stop=4000), "too small for its words"),
+    "many stop tokens": (lambda m: m["sequence"].update(max_stop_tokens=2**53), "too small for its words"),
+    "no ids": (lambda m: m["model"]["inputs"].pop(0), "a decoder has no input_ids"),
+    "no logits port": (lambda m: m["model"]["outputs"].pop(0), "a decoder has no logits"),
     "capacity": (lambda m: m["sequence"].update(capacity=41), "the token buffer is too small"),
     "no sequence": (lambda m: m.pop("sequence"), "a decoder has a sequence"),
     "all logits": (lambda m: m["sequence"].update(all_logits=False), "'logits_N' and all_logits disagree"),
@@ -384,6 +387,12 @@ def test_a_copy_that_lies(graph, tmp_path, case):
     change, message = COPIES[case]
     edit_manifest(folder, lambda m: m["variants"][0]["programs"]["run"]["steps"][1].update(change))
     assert message in failure(folder).problem
+
+
+def test_a_graph_whose_program_has_other_ports(graph, tmp_path):
+    folder = shutil.copytree(graph, tmp_path / "out")
+    edit_manifest(folder, lambda m: m["variants"][0]["programs"]["run"]["outputs"].pop())
+    assert "'run' has not the model's ports" in failure(folder).problem
 
 
 def test_a_binding_smaller_than_the_shader_needs_fails_at_load(folder):
