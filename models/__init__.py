@@ -1,7 +1,7 @@
 """Decoder ONNX graphs, node for node as onnxruntime-genai's model builder writes them.
 
-No torch, no network, random weights by a seed: `write_decoder(directory, preset("tiny-llama"))`; or weights of
-a checkpoint: `write_trained(directory, config, weights)`. See README.md.
+No torch, no network. Random weights by a seed: `write_decoder(directory, preset("tiny-llama"))`; those of a
+checkpoint: `write_trained(directory, config, weights)`. See README.md.
 """
 
 from .config import DecoderConfig, DefaultRope, Family, Llama3Rope, LongRope, MaskForm, Precision

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-# A scale maps the block's largest magnitude to -8 (the default algorithm's choice), or is that scale shrunk or
-# grown a little, of either sign: clipping one outlier may serve the other 31 weights.
+# A scale maps the block's largest magnitude to -8 (the default algorithm's choice), or is that scale shrunk
+# or grown a little, of either sign: clipping one outlier may serve the other 31 weights.
 RATIOS = np.concatenate([[1.0], np.linspace(0.70, 1.15, 19)]).astype(np.float32)
 
 
-def quantize_blocks(matrix: np.ndarray, block_size: int, scale_dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+def quantize_blocks(
+    matrix: np.ndarray, block_size: int, scale_dtype: np.dtype
+) -> tuple[np.ndarray, np.ndarray]:
     """float [n, k] → codes uint8 [n, blocks, block_size / 2], low nibble first; scales [n, blocks].
 
     Of the candidate scales of a block the one with the least squared error is taken, as rounded to

@@ -1,11 +1,11 @@
 """Write a decoder with given weights: a Llama-family checkpoint's, by Hugging Face's names.
 
-    model.embed_tokens.weight                                  [vocab, hidden]
-    model.layers.I.self_attn.{q,k,v,o}_proj.weight             [out, in], and q, k, v .bias with qkv_bias
-    model.layers.I.mlp.{gate,up,down}_proj.weight              [out, in]
-    model.layers.I.{input,post_attention}_layernorm.weight     [hidden]
-    model.norm.weight                                          [hidden]
-    lm_head.weight                                             [vocab, hidden], unless tied
+model.embed_tokens.weight                                  [vocab, hidden]
+model.layers.I.self_attn.{q,k,v,o}_proj.weight             [out, in], and q, k, v .bias with qkv_bias
+model.layers.I.mlp.{gate,up,down}_proj.weight              [out, in]
+model.layers.I.{input,post_attention}_layernorm.weight     [hidden]
+model.norm.weight                                          [hidden]
+lm_head.weight                                             [vocab, hidden], unless tied
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def write_trained(
 ) -> Path:
     """Write model.onnx and model.onnx.data with these weights, and return the former's path.
 
-    int4 models are quantised to the nearest symmetric blocks (see quantize.py). The small files beside a model
-    are the caller's: `companions.genai_config(config)` makes one. Raise ValueError when a weight is missing,
-    unused, or of another shape than `config` says, and for asymmetric int4.
+    int4 models are quantised to the nearest symmetric blocks (see quantize.py). The small files beside a
+    model are the caller's: `companions.genai_config(config)` makes one. Raise ValueError when a weight is
+    missing, unused, or of another shape than `config` says, and for asymmetric int4.
     """
     if config.precision is Precision.INT4 and not config.symmetric:
         raise ValueError("asymmetric int4 can only be written with random weights: use symmetric")
@@ -70,7 +70,9 @@ class Checkpoint:
         match = QUANTIZED.fullmatch(tensor.name)
         values = self.block_values(match[1], match[2], tensor) if match else self.values(tensor.name)
         if values.shape != tensor.shape:
-            raise ValueError(f"{tensor.name} has shape {list(tensor.shape)}, the weights {list(values.shape)}")
+            raise ValueError(
+                f"{tensor.name} has shape {list(tensor.shape)}, the weights {list(values.shape)}"
+            )
         with np.errstate(over="ignore"):
             if not np.isfinite(values.astype(tensor.dtype)).all():
                 raise ValueError(f"{tensor.name} has values that {tensor.dtype} cannot hold")
@@ -87,7 +89,7 @@ class Checkpoint:
         return codes if part == "Q4" else scales
 
     def values(self, name: str) -> np.ndarray:
-        """The exporter's float tensor `name`: the checkpoint's, matrices of MatMul transposed to [in, out]."""
+        """The exporter's float tensor `name`; matrices of MatMul are transposed to [in, out]."""
         values = np.concatenate([self.weight(source) for source in self.sources(name)])
         return values.T if name.endswith(".MatMul.weight") else values
 

@@ -133,11 +133,15 @@ def quantized(x: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
     return tensor, values.reshape(rows, -1)[:, :k]
 
 
-def activations(rng: np.random.Generator, case: Case, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """x as the kernel takes it, and in float64."""
-    x = rng.normal(0, 1, (rows, case.linear.k)).astype(np.float32)
+def activations(
+    rng: np.random.Generator, case: Case, rows: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """x as the kernel takes it, and what it stands for in float64. Without `rows`: the one row of a GEMV,
+    which quantises for itself."""
+    x = rng.normal(0, 1, (rows or 1, case.linear.k)).astype(np.float32)
     if case.linear.activation == "int8":
-        return quantized(x, case.linear.chunk)
+        tensor, values = quantized(x, case.linear.chunk)
+        return (tensor if rows else x), values
     return x, x.astype(np.float64)
 
 

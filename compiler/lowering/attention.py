@@ -212,7 +212,7 @@ def decode_attention(
     partials = [Binding(b.name.rsplit("/", 1)[1], b.name) for b in (softmax, sums)]
     written = [Binding(b.variable, b.tensor, Access.READ_WRITE) for b in partials]
     # Heads whose slices are summed at once: two, unless a wide group leaves memory for one only.
-    batch = 2 if attention.served % 2 == 0 and attention.served * attention.fours < 512 else 1
+    batch = 2 if attention.served > 1 and attention.served * attention.fours < 512 else 1
     slices = THREADS // attention.fours
     decode = Kernel(
         name="attention_decode",

@@ -50,7 +50,7 @@ def gemv(
     sequence: str | None = SEQUENCE,
     name: str = "",
 ) -> list[Kernel]:
-    """y [1, n] f32 from one row of x: f32 [1, k], or as `quantize` writes it.
+    """y [1, n] f32 from one row of x, f32 [1, k]. With int8 activations the kernel quantises what it reads.
 
     With `sequence` the kernel does nothing once `sequence.stop` is set. Raises ValueError where a kernel
     would need more than eight storage buffers, or an epilogue does not fit the `Linear`.
@@ -66,7 +66,7 @@ def gemv(
         n_groups = _gemv_groups(linear, segment, shape)
         grid = fold_grid(n_groups)
         constants = {
-            **_constants(linear, segment, x_limit=linear.n_chunks * linear.chunk),
+            **_constants(linear, segment, x_limit=linear.n_chunks * linear.chunk, x_int8=False),
             **epilogue_constants(epilogue),
             "dots": shape.dots,
             "repeats": shape.repeats,
@@ -121,7 +121,7 @@ def gemm(
     kernels = []
     for segment in linear.segments:
         constants = {
-            **_constants(linear, segment, x_limit=-(-linear.k // k_step) * k_step),
+            **_constants(linear, segment, x_limit=-(-linear.k // k_step) * k_step, x_int8=int8),
             **epilogue_constants(epilogue),
             "rows": rows,
             "y_stride": linear.n,
@@ -175,17 +175,18 @@ def _gemv_groups(linear: Linear, segment: Segment, shape: GemvShape) -> int:
     return -(-(segment.end - segment.begin) // (per_tile * shape.repeats))
 
 
-def _constants(linear: Linear, segment: Segment, x_limit: int) -> dict[str, Constant]:
+def _constants(linear: Linear, segment: Segment, x_limit: int, x_int8: bool) -> dict[str, Constant]:
     """What the templates linear_x and linear_params read. `x_limit`: x is read at columns below it."""
     rows = (segment.end - segment.begin) * (2 if linear.gated else 1)
     zeros_word, bias_word = params_words(linear, rows)[:2]
     x_scales = x_stride = 0
-    if linear.activation == "int8":
+    if x_int8:
         x_scales = linear.n_chunks * linear.chunk // 4
         x_stride = quantized_tensor("", 1, linear.k, linear.chunk).shape[1]
     return {
         "format": linear.format,
         "activation": linear.activation,
+        "x_int8": x_int8,
         "k": linear.k,
         "x_limit": x_limit,
         "x_stride": x_stride,

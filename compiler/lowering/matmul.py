@@ -73,12 +73,13 @@ def project(op: Op, linear: Linear) -> list[Kernel]:
 
 
 def activations(op: Op, linear: Linear, rows: int) -> tuple[str, list[Kernel]]:
-    """The tensor that `linear` takes as x, and the kernels that make it: none for f32, else `quantize`.
+    """The tensor that `linear` takes as x, and the kernels that make it: `quantize` for an int8 GEMM.
 
-    One quantised tensor serves all layers that read the same x with the same block.
+    One quantised tensor serves all layers that read the same x with the same block. A GEMV quantises for
+    itself.
     """
     x = op.read(0)
-    if linear.activation == "f32":
+    if linear.activation == "f32" or rows == 1:
         return x.name, []
     tensor = quantized_tensor(f"{x.name}/int8x{linear.chunk}", rows, linear.k, linear.chunk)
     if tensor.name in op.builder.tensors:

@@ -15,7 +15,7 @@ from math import prod
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from ..graph import is_graph_input, nodes, operand, small_value
+from ..graph import is_constant, is_graph_input, n_elements, nodes, operand, small_value
 from ..importer.config import ModelConfig
 from ..importer.dims import PAST, SEQUENCE, TOTAL
 
@@ -117,8 +117,14 @@ def _read(node: gs.Node, index: int, known: Known) -> Value | None:
         return None
     if id(tensor) in known:
         return known[id(tensor)]
+    if (
+        not is_constant(tensor)
+        or np.dtype(tensor.dtype).kind not in "iu"
+        or n_elements(tensor) > MAX_ELEMENTS
+    ):
+        return None
     value = small_value(tensor)
-    if value is None or value.size > MAX_ELEMENTS or value.dtype.kind not in "iu":
+    if value is None:
         return None
     return Symbolic(value.shape, tuple(Affine(int(v)) for v in value.reshape(-1).tolist()))
 

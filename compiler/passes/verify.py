@@ -15,6 +15,7 @@ from .sequence_length import WORD
 HINTS = {
     "If": "only an If between two constant tables, chosen by the sequence length, can be resolved",
     "Shape": "bind the dimension with --dim NAME=SIZE, so that the shape is known at compile time",
+    "operand": "make that operand a constant when you export",
     "int64": "export the model with 32-bit integers there",
 }
 
@@ -30,8 +31,8 @@ def verify(graph: gs.Graph, knows: Callable[[gs.Node], bool] | None = None, on_h
         CompileError: naming the node, the reason and what to do.
     """
     check_structure(graph)
-    check_copies(graph, on_host)
     check_host_nodes(graph)
+    check_copies(graph, on_host)
     check_integers(graph)
     if knows is not None:
         check_operators(graph, knows)
@@ -64,7 +65,8 @@ def check_copies(graph: gs.Graph, on_host: bool) -> None:
         if not allowed:
             reader = next((reader for tensor in node.outputs for reader in tensor.outputs), node)
             value = node.inputs[0].name
-            raise CompileError(label(reader), f"it needs {value} copied between GPU and host", _hint(reader))
+            problem = f"it needs {value} copied between GPU and host"
+            raise CompileError(label(reader), problem, HINTS["operand"])
     if on_host and len(memcpy_nodes(graph)) > 1:
         raise CompileError(
             "--sequence-length host", "more than one copy to the host is left", "report this as a bug"

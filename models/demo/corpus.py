@@ -1,7 +1,7 @@
 """The training text: CPython's standard library, its tests, and its documentation.
 
-A file is held out by its subject: `textwrap.py`, `test_textwrap.py` and `textwrap.rst` are all in the training
-text or all out of it, so that the held-out loss is not helped by the same example seen elsewhere.
+A file is held out by its subject: `textwrap.py`, `test_textwrap.py` and `textwrap.rst` are all in the
+training text or all out of it, so that the held-out loss is not helped by the same example seen elsewhere.
 """
 
 from __future__ import annotations

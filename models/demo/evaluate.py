@@ -61,7 +61,9 @@ def evaluate(folder: Path, text: str, *, n_tokens: int | None = None, window: in
     return Score(total / count, count, n_bytes)
 
 
-def token_losses(session: onnxruntime.InferenceSession, decoder: dict[str, int], row: list[int]) -> np.ndarray:
+def token_losses(
+    session: onnxruntime.InferenceSession, decoder: dict[str, int], row: list[int]
+) -> np.ndarray:
     """float64 [len(row) - 1]: -ln p of each token after the first, from an empty cache."""
     ids = np.array([row], np.int64)
     feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}

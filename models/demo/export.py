@@ -1,9 +1,10 @@
+# mypy: disable-error-code="import-not-found,unused-ignore"
 """Export trained weights as an ONNX model folder, and measure what int4 costs.
 
     python models/demo/export.py WEIGHTS [--precision int4|fp16|fp32] [--out FOLDER] [--tokens N]
 
-WEIGHTS is a folder that train.py wrote. By default the shipped folder, models/demo/int4, and the held-out text
-beside it are replaced, and the loss of the float and the int4 model on that text is printed.
+WEIGHTS is a folder that train.py wrote. By default the shipped folder, models/demo/int4, and the held-out
+text and the log beside it are replaced. The loss of the float and the exported model on that text is printed.
 """
 
 from __future__ import annotations
@@ -74,7 +75,11 @@ def export(source: Path, folder: Path, precision: Precision) -> DecoderConfig:
     config = decoder_config(record, precision)
     write_trained(folder, config, read_weights(source), origin=ORIGIN)
     genai = genai_config(config)
-    genai["search"] |= {"do_sample": True, "temperature": GENERATION["temperature"], "top_p": GENERATION["top_p"]}
+    genai["search"] |= {
+        "do_sample": True,
+        "temperature": GENERATION["temperature"],
+        "top_p": GENERATION["top_p"],
+    }
     files = {
         "genai_config.json": genai,
         "generation_config.json": GENERATION | {"max_length": config.max_positions},

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="import-not-found,unused-ignore"
 """Prepare the demo model's data: a byte-level BPE vocabulary, token ids, held-out text.
 
     python models/demo/prepare.py --out DATA [--stdlib FOLDER ...] [--docs FOLDER ...]
@@ -80,7 +81,10 @@ def held_out_text(documents: list[Document]) -> str:
     queues = [[d.text for d in documents if d.held_out and d.group is group] for group in groups]
     while any(queues):
         for queue in queues:
-            if queue and len(text.encode()) + len((following := queue.pop(0)).encode()) <= HELD_OUT_TEXT_NBYTES:
+            if (
+                queue
+                and len(text.encode()) + len((following := queue.pop(0)).encode()) <= HELD_OUT_TEXT_NBYTES
+            ):
                 text += following
     return text
 

@@ -36,7 +36,7 @@ EVERY_FORM = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 def test_gemv(form: dict, target: Target) -> None:
     rng = np.random.default_rng(1)
     case = make(rng, k=320, n=67, **form)
-    x, exact = activations(rng, case, 1)
+    x, exact = activations(rng, case)
     expect_close(run_gemv(case, target, x), case, exact)
 
 
@@ -57,7 +57,7 @@ def test_gemv_blocks(block: int, activation: str, k: int) -> None:
         activation=activation,
         bias=True,
     )
-    x, exact = activations(rng, case, 1)
+    x, exact = activations(rng, case)
     expect_close(run_gemv(case, PORTABLE, x), case, exact)
 
 
@@ -67,7 +67,7 @@ def test_gemv_dense_shapes(fmt: str, k: int, n: int) -> None:
     """K odd, even, a multiple of 4 and not of 8: each has another way to read x."""
     rng = np.random.default_rng(k)
     case = make(rng, fmt, k, n)
-    x, exact = activations(rng, case, 1)
+    x, exact = activations(rng, case)
     expect_close(run_gemv(case, PORTABLE, x), case, exact)
 
 
@@ -78,7 +78,7 @@ def test_gemv_dense_shapes(fmt: str, k: int, n: int) -> None:
 def test_gemv_every_shape_of_workgroup(threads: int, dots: int, repeats: int, target: Target) -> None:
     rng = np.random.default_rng(threads)
     case = make(rng, "q4", 1184, 27, bias=True)
-    x, exact = activations(rng, case, 1)
+    x, exact = activations(rng, case)
     expect_close(run_gemv(case, target, x, shape=GemvShape(threads, dots, repeats)), case, exact)
 
 
@@ -87,7 +87,7 @@ def test_gemv_more_than_65535_workgroups() -> None:
     rng = np.random.default_rng(2)
     n = 65537
     case = make(rng, "q4", 32, n)
-    x, exact = activations(rng, case, 1)
+    x, exact = activations(rng, case)
     shape = GemvShape(32, 1)
     [kernel] = lowering.gemv(case.linear, "x", "y", nodes=(), epilogue=Argmax("v", "i"), shape=shape)
     arrays = case.arrays(
@@ -172,7 +172,7 @@ def test_segments_write_their_ranges() -> None:
     scales = whole.params[:77].view(np.float16).reshape(77, 2)
     bias = whole.bias.astype(np.float16)
     linear = replace(whole.linear, segments=tuple(Segment(a, b, "weights", "params") for a, b in bounds))
-    x, exact = activations(rng, whole, 1)
+    x, exact = activations(rng, whole)
     many, exact_many = activations(rng, whole, 3)
     shape = GemvShape(32, 4, 2)
     y, y_many = np.full((1, 77), np.nan, np.float32), np.full((3, 77), np.nan, np.float32)

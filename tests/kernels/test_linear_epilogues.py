@@ -47,7 +47,7 @@ def test_gated(rows: int, form: str, act: str, target: Target) -> None:
     """
     rng = np.random.default_rng(5)
     case = make(rng, k=96, n=37, gated=True, **FORMS[form])
-    x, exact = activations(rng, case, rows)
+    x, exact = activations(rng, case, rows if rows > 1 else None)
     if case.linear.activation == "f32":
         x[0] *= 100
         exact = x.astype(np.float64)
@@ -66,7 +66,7 @@ def test_argmax_partials(target: Target) -> None:
     """The greatest of all partials is NumPy's argmax, also when equal logits lie in different workgroups."""
     rng = np.random.default_rng(6)
     case = make(rng, "q4", 64, 203)
-    x, exact = activations(rng, case, 1)
+    x, exact = activations(rng, case)
     best = int(np.argmax(exact @ case.w.T))
     # Rows 10 and 150 equal to the best one: the lowest index must win.
     for row in (10, 150):
@@ -156,7 +156,7 @@ def test_rope_append(
     case = make(
         rng, "q4", 64, (heads + 2 * kv_heads) * size, bias=True, zero_points=True, activation=activation
     )
-    x, exact = activations(rng, case, 1)
+    x, exact = activations(rng, case)
     half, rows = rope["rotary_dim"] // 2, 8 + rope.get("long_row", 0) * 2
     angle = rng.uniform(0, 6, (rows, half))
     table = np.concatenate([np.cos(angle), np.sin(angle)])

@@ -29,7 +29,6 @@ import onnx.parser
 import onnx.printer
 import onnx_graphsurgeon as gs
 import onnxruntime as ort
-
 from webgpu_compile.compiler.importer import ModelConfig, load_model
 from webgpu_compile.compiler.options import CompileOptions
 from webgpu_compile.compiler.passes import (

@@ -15,7 +15,6 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-
 from webgpu_compile.compiler.importer.external import ExternalValues, same_bytes, storage_key
 from webgpu_compile.compiler.options import CompileOptions
 from webgpu_compile.compiler.passes.dump import export
@@ -244,7 +243,7 @@ def test_host_driven_form(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["tiny-llama", "tiny-phi4"])
 @pytest.mark.parametrize("precision", [Precision.INT4, Precision.FP16])
 def test_optimised_by_onnx_runtime(name: str, precision: Precision, tmp_path: Path) -> None:
-    """A model that ONNX Runtime saved after its own fusions and casts gives the same device graph's answer."""
+    """A model that ONNX Runtime saved after its own fusions and casts gives the same answer."""
     path = write_decoder(tmp_path / "model", replace(preset(name), precision=precision), seed=3)
     saved = path.with_name("optimised.onnx")
     options = ort.SessionOptions()

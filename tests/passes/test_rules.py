@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from webgpu_compile.compiler.passes.dump import to_model
 
 from .conftest import apply, graph_text, load_text, parse, read_case, run_in_ort
@@ -38,10 +37,10 @@ def test_rule(path: Path, tmp_path: Path) -> None:
 
 
 def test_every_rule_has_a_case() -> None:
-    from webgpu_compile.compiler.passes.front import PLACEMENT, groups
-    from webgpu_compile.compiler.passes.runner import pass_name
     from webgpu_compile.compiler.importer import ModelConfig
     from webgpu_compile.compiler.options import CompileOptions
+    from webgpu_compile.compiler.passes.front import PLACEMENT, groups
+    from webgpu_compile.compiler.passes.runner import pass_name
 
     shown = {name for path in CASES for name in read_case(path).passes}
     every = (PLACEMENT, *groups(ModelConfig(), CompileOptions()))
