@@ -1,107 +1,266 @@
-"""The `webgpu-compile` command."""
+"""The `webgpu-compile` command.
+
+Exit codes: 0; 2 for what the user can mend (one sentence on stderr says what); 130 and 143 when interrupted;
+1 for a bug of ours.
+"""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 import click
-from rich.console import Console
 
 from .errors import CompileError
-from .options import STAGES, CompileOptions
+from .options import (
+    ACTIVATION_FORMS,
+    ATTENTION_DISPATCH_FORMS,
+    SEQUENCE_LENGTH_FORMS,
+    STAGES,
+    CompileOptions,
+)
 from .target import DEFAULT_TARGETS, TARGETS
 
+BUG, USAGE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
+MAX_SIZE = 2**31 - 1
+DEFAULTS = {field.name: field.default for field in fields(CompileOptions)}
 
-def _dims(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, int]:
-    dims = {}
+
+def sizes(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, int]:
+    """('height=224', 'width=224')  =>  {'height': 224, 'width': 224}"""
+    dims: dict[str, int] = {}
     for value in values:
-        name, equals, size = value.partition("=")
-        if not (name and equals and size.isdecimal() and int(size) > 0):
-            raise click.BadParameter(f"{value!r} is not NAME=SIZE with a positive size, as in --dim height=224")
-        dims[name] = int(size)
+        # Symbolic names may hold '=' themselves ("n=2*m"), so the size is what follows the last one.
+        name, _equals, digits = value.rpartition("=")
+        size = _whole_number(digits)
+        if not name or size is None:
+            raise click.BadParameter(
+                f"{value!r} is not NAME=SIZE with a positive size, as in --dim height=224"
+            )
+        if dims.setdefault(name, size) != size:
+            raise click.BadParameter(f"{name!r} is given as {dims[name]} and as {size}, give it once")
     return dims
 
 
-def _chunks(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, ...] | None:
-    if value is None:
-        return None
-    try:
-        return tuple(sorted({int(part) for part in value.split(",")}))
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is not a list of sizes, as in --prefill-chunks 16,128") from None
+def chunks(_: click.Context, __: click.Parameter, value: str) -> tuple[int, ...]:
+    """'128,16'  =>  (16, 128)"""
+    found = [_whole_number(part.strip()) for part in value.split(",")]
+    if None in found:
+        raise click.BadParameter(f"{value!r} is not a list of sizes, as in --prefill-chunks 16,128")
+    return tuple(sorted({size for size in found if size is not None}))
 
 
-def _names(choices: tuple[str, ...], what: str) -> Any:
-    def parse(_: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...] | None:
-        if value is None:
-            return None
-        names = tuple(value.split(","))
-        for name in names:
-            if name not in choices:
-                raise click.BadParameter(f"{name!r} is no {what}, choose from {', '.join(choices)}")
-        return names
+def names(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...]:
+    """'portable,subgroups'  =>  ('portable', 'subgroups')"""
+    return tuple(dict.fromkeys(part.strip() for part in value.split(",")))
 
-    return parse
+
+def _whole_number(text: str) -> int | None:
+    short = text.isascii() and text.isdigit() and len(text) <= 10
+    return int(text) if short and 0 < int(text) <= MAX_SIZE else None
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("-o", "--output", "out", type=click.Path(path_type=Path), help="Folder to write. Required unless --check or --stop-after.")
-@click.option("--max-length", type=click.IntRange(min=1), help="Capacity of the KV cache in tokens.  [default: the model's, at most 4096]")
-@click.option("--dim", "dims", multiple=True, callback=_dims, metavar="NAME=SIZE", help="Bind a symbolic dimension; repeatable.")
-@click.option("--batch", type=int, default=1, show_default=True, help="Sequences at a time; only 1 for now.")
-@click.option("--prefill-chunks", callback=_chunks, metavar="N,N,…", help="Sizes of the prompt chunks, each a program of its own.  [default: 16,128,512]")
-@click.option("--variants", callback=_names(tuple(TARGETS), "variant"), metavar="NAME,…", help=f"Shader sets to emit: {', '.join(TARGETS)}.  [default: {','.join(DEFAULT_TARGETS)}]")
-@click.option("--activations", type=click.Choice(["auto", "float", "int8"]), default="auto", show_default=True, help="Arithmetic of 4-bit layers; auto takes int8 where the model's accuracy_level allows it.")
-@click.option("--sequence-length", type=click.Choice(["gpu", "host"]), default="gpu", show_default=True, help="Who keeps the sequence length; host is for comparison only.")
-@click.option("--attention-dispatch", type=click.Choice(["fixed", "indirect"]), default="fixed", show_default=True, help="Grid of decode attention: worst case with early exit, or read from GPU memory.")
-@click.option("--disable-pass", "disable_pass", multiple=True, metavar="NAME", help="Leave out a fusion; repeatable. The answer stays the same.")
-@click.option("--check", is_flag=True, help="Only say whether the model compiles, and to what; reads no weights.")
-@click.option("--dump", type=click.Path(path_type=Path, file_okay=False), metavar="DIR", help="Write every stage to DIR: ONNX models between passes, then text.")
-@click.option("--stop-after", type=click.Choice(STAGES), help="Stop after a stage.")
-@click.option("--quiet", "-q", is_flag=True, help="No progress, no summary; errors only.")
+@click.option(
+    "-o",
+    "--output",
+    "out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder to write; replaced if webgpu-compile wrote it. Not needed with --check and --stop-after.",
+)
+@click.option(
+    "--max-length",
+    type=int,
+    metavar="N",
+    help="Capacity of the KV cache in tokens.  [default: the model's context, at most 4096]",
+)
+@click.option(
+    "--dim",
+    "dims",
+    multiple=True,
+    callback=sizes,
+    metavar="NAME=SIZE",
+    help="Bind a symbolic dimension of an input; repeatable.",
+)
+@click.option(
+    "--batch",
+    type=int,
+    default=1,
+    metavar="N",
+    help="Sequences at a time; only 1 for now.  [default: 1]",
+)
+@click.option(
+    "--prefill-chunks",
+    callback=chunks,
+    default=",".join(map(str, CompileOptions().prefill_chunks)),
+    metavar="N,N,…",
+    show_default=True,
+    help="Sizes of prompt chunks. Each is a program of its own; a prompt of any length runs as several.",
+)
+@click.option(
+    "--variants",
+    callback=names,
+    default=",".join(DEFAULT_TARGETS),
+    metavar="NAME,…",
+    show_default=True,
+    help=f"Shader sets to emit, of {', '.join(TARGETS)}. The runtime takes the best that the GPU can run.",
+)
+@click.option(
+    "--activations",
+    type=click.Choice(ACTIVATION_FORMS),
+    default=DEFAULTS["activations"],
+    show_default=True,
+    help="Arithmetic of 4-bit layers: auto takes int8 where the model's accuracy_level allows it.",
+)
+@click.option(
+    "--sequence-length",
+    type=click.Choice(SEQUENCE_LENGTH_FORMS),
+    default=DEFAULTS["sequence_length"],
+    show_default=True,
+    help="Who keeps the sequence length. host waits for every token: for comparison only.",
+)
+@click.option(
+    "--attention-dispatch",
+    type=click.Choice(ATTENTION_DISPATCH_FORMS),
+    default=DEFAULTS["attention_dispatch"],
+    show_default=True,
+    help="Grid of decode attention: the worst case, left early, or one that the GPU writes.",
+)
+@click.option(
+    "--disable-pass",
+    multiple=True,
+    metavar="NAME",
+    help="Leave out a fusion; repeatable. The answers stay the same.",
+)
+@click.option("--check", is_flag=True, help="Say whether the model compiles, and to what. Reads no weights.")
+@click.option(
+    "--dump",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Write every stage to DIR: the graph as ONNX after each pass, then kernels and plan as text.",
+)
+@click.option(
+    "--stop-after",
+    type=click.Choice(STAGES),
+    metavar="STAGE",
+    help=f"Stop after a stage: {', '.join(STAGES)}.",
+)
+@click.option("--quiet", "-q", is_flag=True, help="Errors only.")
 @click.version_option(package_name="webgpu-compile")
-def main(model: Path, out: Path | None, **options: Any) -> None:
-    """Compile an ONNX MODEL (a file, or the folder of a language model) to a standalone WebGPU program.
+def command(model: Path, out: Path | None, **options: Any) -> None:
+    """Compile an ONNX MODEL (a file, or a model folder) to a standalone WebGPU program.
 
     \b
-      webgpu-compile model.onnx -o out/          compile
+      webgpu-compile model/ -o out/              compile
       webgpu-run out/ --prompt "Once upon"       generate
       webgpu-inspect out/                        see what was emitted, and why
 
-    The folder holds readable WGSL, a static dispatch schedule and packed weights. Every value that a
-    conventional runtime would fetch to the host — sequence lengths above all — stays on the GPU.
+    DIR receives readable WGSL, a static dispatch schedule and packed weights. What other runtimes
+    fetch to the host, the sequence length above all, stays on the GPU.
 
     \b
-      webgpu-compile model/ --check              does it compile? (seconds, reads no weights)
-      webgpu-compile model/ --dump stages/ --stop-after graph
+      webgpu-compile model/ --check              does it compile? takes seconds
+      webgpu-compile model/ --dump stages/       see the graph after every pass
+      webgpu-compile net.onnx -o out/ --dim height=224 --dim width=224
+                                                 sizes of symbolic dimensions
     """
-    from .pipeline import run_pipeline
-    from .progress import RichObserver, SilentObserver
-    from .summary import summary
+    compile_model(model, out, CompileOptions(**options))
 
-    quiet = options.pop("quiet")
-    if options["prefill_chunks"] is None:
-        del options["prefill_chunks"]
-    if options["variants"] is None:
-        del options["variants"]
-    console = Console(stderr=True)
-    observer = SilentObserver() if quiet or not console.is_terminal else RichObserver(console)
+
+def compile_model(model: Path, out: Path | None, options: CompileOptions) -> None:
+    """Compile with progress on a terminal, and say what it came to.
+
+    Raises:
+        CompileError: one sentence for the user.
+    """
+    # Imported here: `--help` and usage errors need not wait for onnx.
+    from .pipeline import run_pipeline
+    from .progress import observer_for
+    from .summary import print_summary
+
+    with observer_for(sys.stderr, options.quiet) as observer:
+        result = run_pipeline(model, out, options, observer)
+    if not options.quiet:
+        print_summary(result, sys.stdout)
+
+
+def main(args: Sequence[str] | None = None, prog_name: str = "webgpu-compile") -> NoReturn:
+    """The entry point: whatever happens ends in an exit code, and at most one sentence on stderr."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal may know ASCII only, a path any byte
+            stream.reconfigure(errors="replace")
+    previous = signal.signal(signal.SIGTERM, _terminated)
     try:
-        if out is None and not (options["check"] or options["stop_after"]):
-            raise CompileError("option -o", "is missing", "give the folder to write, or --check")
-        with observer:
-            result = run_pipeline(model, out, CompileOptions(**options, quiet=quiet), observer)
+        sys.exit(_exit_code(lambda: command.main(args, prog_name, standalone_mode=False)))
+    finally:
+        signal.signal(signal.SIGTERM, previous or signal.SIG_DFL)
+
+
+def _exit_code(run: Callable[[], object]) -> int:
+    try:
+        code = run()
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
     except CompileError as error:
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        click.echo("Interrupted; nothing was written.", err=True)
-        sys.exit(130)
-    if not quiet:
-        Console().print(summary(result))
+        return _say(str(error), USAGE)
+    except click.UsageError as error:
+        return _say(usage_sentence(error), USAGE)
+    except BrokenPipeError:  # the reader of our output has left: nothing more to say, not even at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BUG
+    except OSError as error:
+        named = error.filename if isinstance(error.filename, str) else "a file"
+        return _say(f"{named}: {error.strerror or error}; check the path and its permissions.", USAGE)
+    except MemoryError:
+        return _say(
+            "memory: there is not enough of it; close other programs, or use a larger machine.", USAGE
+        )
+    except (KeyboardInterrupt, click.Abort):
+        return _say("interrupted; nothing was written.", INTERRUPTED, "")
+    except Exception as error:
+        where = f"{type(error).__name__}: {error}".rstrip(":. ")
+        hint = "report it with the model; webgpu_compile.compile() in Python shows the traceback"
+        return _say(f"webgpu-compile has a bug ({where}); {hint}.", BUG)
+
+
+def usage_sentence(error: click.UsageError) -> str:
+    """Click's complaint as one sentence: option, what is wrong, what to do."""
+    see_help = "see webgpu-compile --help"
+    if isinstance(error, click.NoSuchOption):
+        close = " or ".join(error.possibilities or ())
+        return (
+            f"{error.option_name}: there is no such option; {f'did you mean {close}' if close else see_help}."
+        )
+    if isinstance(error, click.MissingParameter):
+        return f"MODEL: no model is given; name a .onnx file or a model folder, or {see_help}."
+    message = error.format_message().rstrip(".")
+    if isinstance(error, click.BadParameter):
+        parameter = error.param.opts[-1] if error.param is not None else "an option"
+        return f"{parameter}: {error.message.rstrip('.')}; {see_help}."
+    return f"{message[:1].lower()}{message[1:]}; {see_help}."
+
+
+def _say(sentence: str, code: int, prefix: str = "error: ") -> int:
+    click.echo(prefix + one_line(sentence), err=True)
+    return code
+
+
+def one_line(text: str) -> str:
+    """`text` without what moves a terminal's cursor: names in it come from models and paths."""
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
+def _terminated(number: int, frame: FrameType | None) -> NoReturn:
+    """SIGTERM unwinds like Ctrl-C, so that what was half written is removed."""
+    raise SystemExit(TERMINATED)
 
 
 if __name__ == "__main__":

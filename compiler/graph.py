@@ -142,10 +142,15 @@ def fresh_name(graph: gs.Graph, wanted: str) -> str:
     return next(name for i in range(2, len(taken) + 3) if (name := f"{wanted}_{i}") not in taken)
 
 
+def printable(text: str) -> str:
+    """A name from a model as it may stand in a one-line message: control characters are escaped."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
 def label(node: gs.Node) -> str:
     """How an error names a node: operator and name, as a viewer shows them."""
     name = node.name or next((tensor.name for tensor in node.outputs if tensor.name), "without a name")
-    return f"{node.op} node {name}"
+    return printable(f"{node.op} node {name}")
 
 
 def captured(node: gs.Node) -> Iterator[gs.Tensor]:

@@ -56,8 +56,14 @@ class CompileOptions:
         Raises:
             CompileError: naming the option.
         """
+        if self.dump is not None:  # `compile()` takes text as well
+            object.__setattr__(self, "dump", Path(self.dump))
         if self.batch != 1:
             raise CompileError("--batch", f"{self.batch} rows at once are not supported", "use --batch 1")
+        if isinstance(self.variants, str) or isinstance(self.disable_pass, str):
+            raise CompileError("--variants, --disable-pass", "a text was given", "give a tuple of names")
+        if not self.variants:
+            raise CompileError("--variants", "none is given", f"choose from {', '.join(TARGETS)}")
         for variant in self.variants:
             _one_of("--variants", variant, tuple(TARGETS))
         if self.stop_after is not None:
@@ -65,15 +71,15 @@ class CompileOptions:
         _one_of("--sequence-length", self.sequence_length, SEQUENCE_LENGTH_FORMS)
         _one_of("--attention-dispatch", self.attention_dispatch, ATTENTION_DISPATCH_FORMS)
         _one_of("--activations", self.activations, ACTIVATION_FORMS)
-        if self.max_length is not None and self.max_length < 1:
-            raise CompileError("--max-length", f"{self.max_length} is no length", "give a positive number")
+        if self.max_length is not None and self.max_length < 2:
+            problem = f"{self.max_length} is too short for a prompt token and one that follows"
+            raise CompileError("--max-length", problem, "give at least 2")
         for name, size in self.dims.items():
             if size < 1:
                 raise CompileError(f"--dim {name}", f"{size} is no size", "give a positive number")
-        if any(size < 1 for size in self.prefill_chunks):
-            raise CompileError(
-                "--prefill-chunks", "a chunk needs at least one position", "give positive sizes"
-            )
+        if not self.prefill_chunks or any(size < 2 for size in self.prefill_chunks):
+            problem = f"{','.join(map(str, self.prefill_chunks)) or 'nothing'} is no list of chunk sizes"
+            raise CompileError("--prefill-chunks", problem, "give sizes of at least 2, as in 16,128")
 
 
 def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:

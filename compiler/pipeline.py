@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .emit.artifact import copy_model_files, replacing, write_manifest, write_shaders
+from .emit.artifact import check_replaceable, copy_model_files, replacing, write_manifest, write_shaders
 from .emit.manifest import manifest
 from .emit.model import model_json, ports_json, sequence_json
 from .emit.shaders import ShaderSet, render_shaders
@@ -42,21 +42,28 @@ class Result:
     files: dict[str, int] | None = None  # bytes of every file written
 
 
-def compile(model: str | Path, out: str | Path, **options: Any) -> Result:
+def compile(model: str | Path, out: str | Path | None = None, **options: Any) -> Result:
     """Compile an ONNX model (a file or a model folder) into the artifact folder `out`.
 
     Options are those of the command line: max_length, dims={"name": size}, batch, prefill_chunks,
     variants, activations, sequence_length, attention_dispatch, disable_pass, check, dump, stop_after.
+    With check or stop_after nothing is written and `out` may be left out.
 
     Raises:
         CompileError: the model, a file or an option cannot be compiled; one sentence says why.
+        TypeError: there is no such option.
     """
-    return run_pipeline(Path(model), Path(out), CompileOptions(**options), SilentObserver())
+    folder = None if out is None else Path(out)
+    return run_pipeline(Path(model), folder, CompileOptions(**options), SilentObserver())
 
 
 def run_pipeline(model: Path, out: Path | None, options: CompileOptions, observer: Observer) -> Result:
     """All stages in order, or up to `options.stop_after`."""
     stop = "plan" if options.check else options.stop_after
+    if out is None and stop is None:
+        raise CompileError("-o", "no output folder is given", "add -o DIR, or --check to write nothing")
+    if out is not None and stop in (None, "emit"):
+        check_replaceable(out)  # now, not when the work is done
     observer.stage("importing and rewriting the graph")
     device = front(model, options, observer, knows=lambda node: record_of(node) is not None)
     result = Result(options, out, device)

@@ -1,12 +1,23 @@
-"""Progress of a compilation: bars on a terminal, silence elsewhere."""
+"""Progress of a compilation: a line that lives on a terminal, silence elsewhere."""
 
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.live import Live
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.spinner import Spinner
+from rich.text import Text
 
 
 class Observer(Protocol):
@@ -42,35 +53,47 @@ class SilentObserver:
         return None
 
 
-class RichObserver(SilentObserver):
-    """A line for the stage at work and a bar for the weights."""
+class TerminalObserver(SilentObserver):
+    """A spinner with the stage at work, then a bar of the weights; gone when it is over."""
 
     def __init__(self, console: Console) -> None:
-        self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(),
-            TimeElapsedColumn(),
+        self._live = Live(console=console, transient=True, refresh_per_second=10)
+        self._bar = Progress(
+            TextColumn("  packing weights"),
+            BarColumn(bar_width=32),
+            DownloadColumn(binary_units=True),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
             console=console,
-            transient=True,
         )
-        self._stage = self._progress.add_task("starting", total=None)
+        self._task: TaskID | None = None
 
     def __enter__(self) -> Self:
-        self._progress.start()
+        self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        self._live.stop()
 
     def stage(self, name: str) -> None:
-        self._progress.update(self._stage, description=name)
+        self._live.update(Spinner("dots", text=Text(name)), refresh=True)
 
     def weights(self, total_nbytes: int) -> None:
-        self._progress.update(self._stage, description="packing weights", total=total_nbytes, completed=0)
+        self._task = self._bar.add_task("weights", total=total_nbytes)
+        self._live.update(self._bar, refresh=True)
 
     def advance(self, nbytes: int) -> None:
-        self._progress.advance(self._stage, nbytes)
+        if self._task is not None:  # headers and padding come on top of the weights: stop at full
+            task = self._bar.tasks[0]
+            self._bar.update(self._task, completed=min(task.completed + nbytes, task.total or 0))
+
+
+def observer_for(stream: TextIO, quiet: bool) -> Observer:
+    """Live progress where `stream` is a terminal and the user wants any, else silence."""
+    # Not rich's own guess: it takes a pipe for a terminal where FORCE_COLOR is set, as CI does.
+    if quiet or not stream.isatty():
+        return SilentObserver()
+    console = Console(file=stream)
+    return SilentObserver() if console.is_dumb_terminal else TerminalObserver(console)

@@ -1,51 +1,136 @@
-"""The summary at the end of a compilation: what went in, what came out, what it costs."""
+"""The summary at the end of a compilation: what went in, what came out, what it costs.
+
+Compiled tiny-llama: out/ (78 files, 1.5 MiB)
+
+nodes                 32 → 16
+Memcpy nodes           2 → 0
+host nodes             6 → 0
+…
+"""
 
 from __future__ import annotations
 
-from rich.console import Group
+from dataclasses import dataclass
+from typing import TextIO
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from .emit.model import state_nbytes
+from .emit.model import sequence_json, state_nbytes
 from .pipeline import Result
-from .plan import ProgramPlan
+from .plan import BufferKind, Plan
 
 
-def summary(result: Result) -> Group:
-    """A table of what the passes and the plan came to, as far as the compilation went."""
-    counts = result.device.counts
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(style="bold")
-    table.add_column()
-    table.add_row("nodes", f"{counts.nodes_before} → {counts.nodes_after}")
-    table.add_row("Memcpy nodes", f"{counts.memcpy_before} → {counts.memcpy_after}")
-    table.add_row("host nodes", f"{counts.host_nodes_before} → {counts.host_nodes_after}")
-    if result.plan is not None:
-        plans = [plan for variant in result.plan.variants.values() for plan in variant]
-        first = next(iter(result.plan.variants.values()))
-        table.add_row("variants", ", ".join(result.plan.variants))
-        table.add_row("programs", ", ".join(_program(plan) for plan in first))
-        if result.shaders is not None:
-            kernels = sum(len(plan.program.kernels) for plan in plans)
-            table.add_row("shaders", f"{len(result.shaders.shaders)} for {kernels} kernels")
-        decode = next((plan for plan in first if plan.program.name == "decode"), None)
-        if decode is not None:
-            table.add_row("dispatches per token", str(len(decode.program.kernels)))
-        caches = {name for cache in result.device.interface.caches for name in (cache.past, cache.present)}
-        kv = sum(b.nbytes for b in result.plan.buffers if b.name in caches)
-        parts = [f"weights {size(state_nbytes(result.plan, 'weights'))}"]
-        parts += [f"KV cache {size(kv)}"] if kv else []
-        parts += [f"activations {size(state_nbytes(result.plan, 'activation'))}"]
-        table.add_row("GPU memory", ", ".join(parts))
-    if result.files is not None and result.out is not None:
-        table.add_row("written", f"{result.out}: {len(result.files)} files, {size(sum(result.files.values()))}")
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A line of the summary: what, how much, and a note to that; `part` of the row above it."""
+
+    label: str
+    value: str
+    note: str = ""
+    part: bool = False
+
+
+def headline(result: Result) -> str:
+    """What happened, in one line."""
+    name = (
+        result.device.file.name if result.device.file.stem != "model" else result.device.folder.resolve().name
+    )
     if result.options.check:
-        return Group(table, Text("The model compiles.", style="green"))
-    return Group(table)
+        return f"{name} compiles."
+    if result.files is None:
+        return f"{name}: stopped after stage {result.options.stop_after}, nothing written"
+    return f"Compiled {name}: {result.out} ({len(result.files)} files, {size(sum(result.files.values()))})"
 
 
-def _program(plan: ProgramPlan) -> str:
-    return f"{plan.program.name} ({len(plan.program.kernels)} dispatches)"
+def rows(result: Result) -> list[Row]:
+    """The lines of the summary, as far as the compilation went."""
+    counts = result.device.counts
+    found = [
+        Row("nodes", _change(counts.nodes_before, counts.nodes_after)),
+        Row(
+            "Memcpy nodes", _change(counts.memcpy_before, counts.memcpy_after), "copies between host and GPU"
+        ),
+        Row("host nodes", _change(counts.host_nodes_before, counts.host_nodes_after), "that run on the CPU"),
+    ]
+    if result.plan is not None:
+        found += _program_rows(result, result.plan) + _memory_rows(result, result.plan)
+    return found
+
+
+def _program_rows(result: Result, plan: Plan) -> list[Row]:
+    """Kernels and dispatches; all variants have the same programs."""
+    plans = next(iter(plan.variants.values()))
+    found = []
+    decode = next((p for p in plans if p.program.name == "decode"), None)
+    if decode is not None:
+        found.append(Row("dispatches per token", str(len(decode.program.kernels))))
+    found.append(Row("programs", str(len(plans))))
+    found += [Row(p.program.name, str(len(p.program.kernels)), "dispatches", part=True) for p in plans]
+    n_kernels = sum(len(p.program.kernels) for programs in plan.variants.values() for p in programs)
+    found.append(Row("kernels", str(n_kernels), f"variants {', '.join(plan.variants)}"))
+    if result.shaders is not None:
+        found.append(Row("shaders", str(len(result.shaders.shaders)), "WGSL files for all of them"))
+    return found
+
+
+def _memory_rows(result: Result, plan: Plan) -> list[Row]:
+    caches = {name for cache in result.device.interface.caches for name in (cache.past, cache.present)}
+    kv = sum(buffer.nbytes for buffer in plan.buffers if buffer.name in caches)
+    sequence = sequence_json(result.device, plan, result.options)
+    weights, activations = (state_nbytes(plan, kind) for kind in (BufferKind.WEIGHTS, BufferKind.ACTIVATION))
+    total = sum(buffer.nbytes for buffer in plan.buffers)
+    found = [Row("GPU memory", size(total)), Row("weights", size(weights), part=True)]
+    if sequence is not None:
+        found.append(Row("KV cache", size(kv), f"{sequence['capacity']} tokens", part=True))
+    found.append(Row("activations", size(activations), part=True))
+    found.append(Row("inputs, outputs", size(total - weights - kv - activations), part=True))
+    return found
+
+
+def _change(before: int, after: int) -> str:
+    return f"{before} → {after}"
+
+
+def print_summary(result: Result, stream: TextIO) -> None:
+    """Print the summary: coloured and fitted to a terminal, else plain lines of any length."""
+    if stream.isatty():
+        console = Console(file=stream, highlight=False)
+        console.print(_pretty(result))
+    else:
+        stream.write(plain(result))
+
+
+def plain(result: Result) -> str:
+    """The summary as text."""
+    found = rows(result)
+    label_width = max(len(_label(row)) for row in found)
+    value_width = max(len(row.value) for row in found)
+    lines = [f"{_label(row):{label_width}}  {row.value:>{value_width}}  {row.note}".rstrip() for row in found]
+    return "\n".join([headline(result), "", *lines, ""])
+
+
+def _pretty(result: Result) -> RenderableType:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column()
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(style="dim")
+    for row in rows(result):
+        table.add_row(Text(_label(row), "dim" if row.part else ""), _value(row), Text(row.note))
+    style = "bold green" if result.files is not None or result.options.check else "bold"
+    # Text, not strings: rich would take brackets in a path or a model's name for markup.
+    return Group(Text(headline(result), style), Padding(table, (1, 0, 0, 0)))
+
+
+def _label(row: Row) -> str:
+    return "  " + row.label if row.part else row.label
+
+
+def _value(row: Row) -> Text:
+    before, arrow, after = row.value.partition(" → ")
+    return Text.assemble((before, "dim"), (arrow, "dim"), (after, "bold")) if arrow else Text(row.value)
 
 
 def size(nbytes: int) -> str:

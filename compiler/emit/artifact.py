@@ -28,6 +28,10 @@ COPIED_FILES = (
 """Files of a model folder that travel with the artifact."""
 
 
+OWN_FOLDERS = {"shaders": ".wgsl", "weights": ".safetensors"}
+"""What an artifact holds besides its manifest and the files that this names: folders of one kind of file."""
+
+
 @contextmanager
 def replacing(out: Path) -> Iterator[Path]:
     """A fresh folder that takes the place of `out` when the block ends, and vanishes when it fails.
@@ -36,15 +40,16 @@ def replacing(out: Path) -> Iterator[Path]:
         CompileError: `out` exists and is not an artifact of ours, cannot be written, or the disk is full.
     """
     check_replaceable(out)
+    place = Path(os.path.abspath(out))  # "." has no name to put a folder beside
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        place.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
     except OSError as error:
         raise _disk_error(out, error) from error
     try:
-        fresh.chmod(0o755 & ~_umask())
+        fresh.chmod(0o777 & ~_umask())
         yield fresh
-        _swap(fresh, out)
+        _swap(fresh, place)
     except OSError as error:
         shutil.rmtree(fresh, ignore_errors=True)
         raise _disk_error(out, error) from error
@@ -54,23 +59,63 @@ def replacing(out: Path) -> Iterator[Path]:
 
 
 def check_replaceable(out: Path) -> None:
-    """Refuse to replace anything but an artifact of ours or an empty folder."""
-    if not out.exists() and not out.is_symlink():
-        return
-    if out.is_dir() and not out.is_symlink():
-        if not any(out.iterdir()):
+    """Refuse to replace anything but an empty folder, or an artifact of ours that nobody has added to.
+
+    Errors:
+        CompileError: saying what `out` is instead.
+    """
+    subject = f"output {str(out)!r}"
+    try:
+        if out.is_symlink():
+            raise CompileError(subject, "is a symbolic link", "give the folder itself")
+        if not out.exists():
             return
-        try:
-            head = (out / "manifest.json").read_bytes()[:4096].decode(errors="replace")
-        except OSError:
-            head = ""
-        if f'"format": "{FORMAT}"' in head:
+        if out.samefile(Path.cwd()):  # the shell would be left in a folder that is gone
+            raise CompileError(subject, "is the current folder", "give a folder inside it")
+        if not out.is_dir():
+            raise CompileError(subject, "is a file", "give a folder")
+        entries = sorted(entry.name for entry in out.iterdir())
+        if not entries:
             return
-    raise CompileError(
-        f"output {str(out)!r}",
-        "exists and was not written by webgpu-compile",
-        "give another -o, or remove it yourself",
-    )
+        manifest = _own_manifest(out)
+        if manifest is None:
+            raise CompileError(
+                subject,
+                "exists and was not written by webgpu-compile",
+                "give another folder, or remove it yourself",
+            )
+        added = _foreign_entries(out, entries, manifest)
+    except OSError as error:
+        raise _disk_error(out, error) from error
+    if added:
+        raise CompileError(
+            subject,
+            f"also holds {added[0]}, which webgpu-compile did not write",
+            "move it away, or give another folder",
+        )
+
+
+def _own_manifest(out: Path) -> dict[str, Any] | None:
+    """The manifest of an artifact of any version, or None for any other folder."""
+    try:
+        document = json.loads((out / "manifest.json").read_bytes())
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
+        return None
+    ours = isinstance(document, dict) and document.get("format") == FORMAT
+    return document if ours else None
+
+
+def _foreign_entries(out: Path, entries: list[str], manifest: Mapping[str, Any]) -> list[str]:
+    """What someone else put into an artifact: a .git, notes. Replacing the folder would lose it."""
+    files = manifest.get("files")
+    known = {"manifest.json", *(files if isinstance(files, dict) else ())}
+    foreign = [name for name in entries if name not in known and name not in OWN_FOLDERS]
+    for name, suffix in OWN_FOLDERS.items():
+        if (out / name).is_dir():
+            foreign += [
+                f"{name}/{file.name}" for file in sorted((out / name).iterdir()) if file.suffix != suffix
+            ]
+    return foreign
 
 
 def write_shaders(folder: Path, shaders: ShaderSet) -> None:
@@ -123,18 +168,18 @@ def _nested(value: list[Any]) -> bool:
 
 
 def _swap(fresh: Path, out: Path) -> None:
-    if out.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
-        os.rename(out, old / "out")
-        try:
-            os.rename(fresh, out)
-        except OSError:
-            os.rename(old / "out", out)
-            raise
-        finally:
-            shutil.rmtree(old, ignore_errors=True)
-    else:
+    """Put `fresh` in the place of `out`. Interrupted at any point, one of the two is there, whole."""
+    if not out.exists():
         os.rename(fresh, out)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
+    try:
+        os.rename(out, aside / "out")
+        os.rename(fresh, out)
+    finally:
+        if not out.exists() and (aside / "out").exists():
+            os.rename(aside / "out", out)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _umask() -> int:
@@ -145,7 +190,7 @@ def _umask() -> int:
 
 def _disk_error(out: Path, error: OSError) -> CompileError:
     if error.errno == errno.ENOSPC:
-        return CompileError(f"output {str(out)!r}", "the disk is full", "free some space or give another -o")
+        return CompileError(f"output {str(out)!r}", "the disk is full", "free some space, or give another folder")
     return CompileError(
-        f"output {str(out)!r}", f"cannot be written: {error.strerror}", "give another -o or mend its folder"
+        f"output {str(out)!r}", f"cannot be written: {error.strerror}", "give another folder, or mend its parent"
     )

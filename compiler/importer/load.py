@@ -25,7 +25,7 @@ MAX_IR = 13
 OWN_DOMAIN = "webgpu_compile"
 
 log = logging.getLogger(__name__)
-G_LOGGER.severity = G_LOGGER.CRITICAL  # what matters becomes a CompileError
+G_LOGGER.severity = G_LOGGER.CRITICAL + 1  # what matters becomes a CompileError
 
 
 @dataclass(frozen=True, slots=True)

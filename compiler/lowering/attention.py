@@ -133,7 +133,6 @@ def rope_append(
         raise ValueError("a rotary table and a rotary dimension go together")
     if grid and rows != 1:
         raise ValueError("the grid of decode attention is for one row")
-    packed = isinstance(qkv, str)
     table = [Binding("rope", rope)] if rope else []
     state = [Binding("sequence", SEQUENCE)]
     q_out = [Binding("q", q, Access.READ_WRITE)]
@@ -142,7 +141,7 @@ def rope_append(
         Binding("v_cache", v_cache, Access.READ_WRITE),
     ]
     arguments = [Binding("attention_grid", grid, Access.READ_WRITE)] if grid else []
-    if packed:
+    if isinstance(qkv, str):
         sources = [Binding("qkv", qkv)]
         parts = [("rope_append", attention.heads + 2 * attention.kv_heads, sources + q_out + caches)]
     else:

@@ -42,6 +42,7 @@ from .simplify import (
     fold_constants,
     merge_casts,
 )
+from .symbolic import fold_shapes
 from .verify import verify
 
 FUSIONS = (fuse_matmul_bias, fuse_gated_mlp, fuse_qkv_attention)
@@ -110,13 +111,14 @@ class DeviceModel:
 def groups(config: ModelConfig, options: CompileOptions) -> tuple[Group, ...]:
     """The passes in order."""
     on_host = options.sequence_length == "host"
+    shapes = partial(fold_shapes, config=config)
     length = sequence_length_on_host if on_host else sequence_length_to_gpu
     return (
         Group(
             "device",
             (partial(length, config=config), if_to_where, partial(split_rotary_cache, config=config)),
         ),
-        Group("simplify", (*SIMPLIFY, undo_inserted_casts, remove_memcpy), fixed_point=True),
+        Group("simplify", (*SIMPLIFY, shapes, undo_inserted_casts, remove_memcpy), fixed_point=True),
         Group("integers", (partial(narrow_int64, config=config), partial(check_mask_is_gone, config=config))),
         Group("fuse", (gather_columns, fold_prune, *FUSIONS), fixed_point=True),
     )

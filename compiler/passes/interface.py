@@ -87,6 +87,9 @@ def bind_caches(graph: gs.Graph) -> int:
             past, present = operand(node, past_index), result(node, present_index)
             if past is None or present is None or past.shape is None or present.shape is None:
                 continue
+            if len(past.shape) != 4:
+                problem = f"its cache {past.name} has {len(past.shape)} dimensions, not 4"
+                raise CompileError(label(node), problem, "check the export")
             wanted = [*past.shape[:3], present.shape[3]]
             if isinstance(past.shape[3], int) and past.shape[3] != present.shape[3]:
                 problem = f"its cache has head size {past.shape[3]}, its queries {present.shape[3]}"

@@ -19,9 +19,9 @@ import onnx_graphsurgeon as gs
 from ..graph import detach, fresh_name, is_constant, label, nodes, operand, readers
 from ..importer.config import ModelConfig
 from ..importer.external import ExternalValues, InlineValues, PaddedValues
+from .affine import Greater
 from .sequence_length import Lengths
 from .simplify import constant_node_value
-from .symbolic import Greater
 
 COS, SIN = 7, 8  # inputs of GroupQueryAttention
 

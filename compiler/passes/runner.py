@@ -11,7 +11,7 @@ from typing import Any
 import onnx_graphsurgeon as gs
 
 from ..errors import CompileError
-from ..graph import tidy
+from ..graph import printable, tidy
 from .shapes import infer_shapes
 from .verify import check_structure
 
@@ -41,8 +41,11 @@ class PassRecord:
     n_nodes: int
 
 
-class PassError(Exception):
-    """A pass broke. The message names it, its group and the passes that ran before."""
+class PassError(CompileError):
+    """A pass broke: a bug here. The message names the pass, its group and the passes that ran before."""
+
+    def __init__(self, subject: str, problem: str) -> None:
+        super().__init__(subject, problem, "report this as a bug, with the model if you can")
 
 
 @dataclass(slots=True)
@@ -71,7 +74,8 @@ class Runner:
             total += changes
             if not changes or not group.fixed_point:
                 return total
-        raise PassError(f"group {group.name} does not settle after {MAX_ROUNDS} rounds; {self._history()}")
+        problem = f"it does not settle after {MAX_ROUNDS} rounds; {self._history()}"
+        raise PassError(f"group {group.name}", problem)
 
     def _run_one(self, graph: gs.Graph, group: Group, rule: Pass) -> int:
         name = pass_name(rule)
@@ -87,9 +91,8 @@ class Runner:
         except CompileError:
             raise
         except Exception as error:
-            raise PassError(
-                f"pass {name} of group {group.name} failed: {error!r}; {self._history()}"
-            ) from error
+            problem = f"it failed ({printable(repr(error))}); {self._history()}"
+            raise PassError(f"pass {name} of group {group.name}", problem) from error
         seconds = time.perf_counter() - start
         record = PassRecord(len(self.records), group.name, name, changes, seconds, len(graph.nodes))
         self.records.append(record)

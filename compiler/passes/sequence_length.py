@@ -23,8 +23,9 @@ from ..errors import CompileError
 from ..graph import is_graph_output, label, nodes, operand, readers
 from ..importer.config import ModelConfig
 from ..importer.dims import TOTAL
+from .affine import SEQLENS, TOTAL_LENGTH, Affine, Greater, Symbolic, Value
 from .placement import COPIES, TO_HOST
-from .symbolic import SEQLENS, TOTAL_LENGTH, Affine, Greater, Symbolic, Value, evaluate
+from .symbolic import evaluate
 
 WORD = TOTAL
 SEQLENS_NAME = "seqlens_k"

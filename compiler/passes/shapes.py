@@ -108,7 +108,7 @@ def infer_node(graph: gs.Graph, node: gs.Node, types: Types) -> None:
         found = RULES[node.op](node, entries) if node.op in RULES else _standard(graph, node, entries)
     except UnknownShapeError:
         found = [_declared(tensor) for tensor in node.outputs]
-    except (IndexError, TypeError, ValueError, AttributeError, KeyError) as error:
+    except (ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise CompileError(
             label(node), f"its inputs do not fit together ({error})", "check the model"
         ) from error

@@ -9,82 +9,26 @@ comparison. For batch 1 without padding, the attention mask is all ones.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from math import prod
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from ..graph import is_constant, is_graph_input, n_elements, nodes, operand, small_value
+from ..graph import (
+    detach,
+    is_constant,
+    is_graph_input,
+    is_graph_output,
+    n_elements,
+    nodes,
+    operand,
+    replace_reads,
+    small_value,
+)
 from ..importer.config import ModelConfig
-from ..importer.dims import PAST, SEQUENCE, TOTAL
+from .affine import SEQLENS, TOTAL_LENGTH, Affine, Greater, Known, Ones, Symbolic, Value, dimension
 
 MAX_ELEMENTS = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Affine:
-    """`constant + Σ factor · symbol`."""
-
-    constant: int
-    terms: tuple[tuple[str, int], ...] = ()
-
-    def __add__(self, other: Affine) -> Affine:
-        factors = dict(self.terms)
-        for symbol, factor in other.terms:
-            factors[symbol] = factors.get(symbol, 0) + factor
-        terms = tuple(sorted((symbol, factor) for symbol, factor in factors.items() if factor))
-        return Affine(self.constant + other.constant, terms)
-
-    def times(self, factor: int) -> Affine:
-        terms = tuple((symbol, own * factor) for symbol, own in self.terms) if factor else ()
-        return Affine(self.constant * factor, terms)
-
-    def text(self) -> str:
-        parts = [symbol if factor == 1 else f"{factor}·{symbol}" for symbol, factor in self.terms]
-        if self.constant or not parts:
-            parts.append(str(self.constant))
-        return " + ".join(parts).replace("+ -", "- ")
-
-
-@dataclass(frozen=True, slots=True)
-class Greater:
-    """Whether `total_sequence_length > threshold`."""
-
-    threshold: int
-
-    def text(self) -> str:
-        return f"{TOTAL} > {self.threshold}"
-
-
-@dataclass(frozen=True, slots=True)
-class Ones:
-    """A tensor of ones whose shape depends on the sequence length: the attention mask."""
-
-    shape: tuple[Affine, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Symbolic:
-    """A small tensor of known expressions, in C order."""
-
-    shape: tuple[int, ...]
-    elements: tuple[Affine | Greater, ...]
-
-
-Value = Symbolic | Ones
-Known = dict[int, Value]  # by id of the tensor
-TOTAL_LENGTH = Affine(0, ((TOTAL, 1),))
-SEQLENS = Affine(-1, ((TOTAL, 1),))
-
-
-def dimension(dim: int | str) -> Affine:
-    """A dimension as an expression; the past is what is not new."""
-    if isinstance(dim, int):
-        return Affine(dim)
-    if dim == PAST:
-        return Affine(0, ((SEQUENCE, -1), (TOTAL, 1)))
-    return Affine(0, ((dim, 1),))
 
 
 def evaluate(graph: gs.Graph, config: ModelConfig) -> Known:
@@ -105,6 +49,27 @@ def evaluate(graph: gs.Graph, config: ModelConfig) -> Known:
         if value is not None and node.outputs and _size(value) <= MAX_ELEMENTS:
             known[id(node.outputs[0])] = value
     return known
+
+
+def fold_shapes(graph: gs.Graph, config: ModelConfig) -> int:
+    """Shape(x), and integers computed from it  =>  a constant, where the dimensions in question are known"""
+    known = evaluate(graph, config)
+    folded = 0
+    for node in list(graph.nodes):
+        if not node.outputs:
+            continue
+        tensor = node.outputs[0]
+        value = known.get(id(tensor))
+        if not isinstance(value, Symbolic) or tensor.dtype is None or is_graph_output(graph, tensor):
+            continue
+        numbers = [e.constant for e in value.elements if isinstance(e, Affine) and not e.terms]
+        if len(numbers) != len(value.elements) or np.dtype(tensor.dtype).kind not in "iu":
+            continue
+        array = np.array(numbers, np.dtype(tensor.dtype)).reshape(value.shape)
+        detach(node)
+        replace_reads(graph, tensor, gs.Constant(tensor.name, array))
+        folded += 1
+    return folded
 
 
 def _size(value: Value) -> int:

@@ -43,6 +43,7 @@ from webgpu_compile.compiler.passes import (
     rotary_cache,
     sequence_length,
     simplify,
+    symbolic,
 )
 from webgpu_compile.compiler.passes.dump import to_model
 from webgpu_compile.compiler.passes.front import prepare
@@ -60,8 +61,10 @@ MODULES = (
     rotary_cache,
     sequence_length,
     simplify,
+    symbolic,
 )
 WITH_CONFIG = (
+    "fold_shapes",
     "narrow_int64",
     "sequence_length_to_gpu",
     "sequence_length_on_host",

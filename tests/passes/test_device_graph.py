@@ -17,13 +17,15 @@ import onnxruntime as ort
 import pytest
 from webgpu_compile.compiler.importer.external import ExternalValues, same_bytes, storage_key
 from webgpu_compile.compiler.options import CompileOptions
-from webgpu_compile.compiler.passes.dump import export
+from webgpu_compile.compiler.passes.dump import export, to_model
 from webgpu_compile.compiler.passes.front import FUSIONS, DeviceModel, front
 from webgpu_compile.compiler.passes.functions import function_body, is_call
 from webgpu_compile.compiler.passes.prune import select_last_token
 from webgpu_compile.compiler.passes.rotary_cache import constants_of_where
 from webgpu_compile.compiler.passes.shapes import concrete_shapes
 from webgpu_compile.models import DecoderConfig, MaskForm, Precision, preset, write_decoder
+
+from .conftest import parse, run_in_ort
 
 SHARED = Path(__file__).parents[3] / "shared" / "models"
 FAMILIES = ("tiny-llama", "tiny-llama-untied", "tiny-phi3", "tiny-phi4", "tiny-mistral", "tiny-qwen25")
@@ -353,3 +355,37 @@ def test_sizes_of_other_presets(tmp_path: Path) -> None:
         model = front(tmp_path / str(block_size), CompileOptions(check=True))
         check_device_graph(model)
         shutil.rmtree(tmp_path / str(block_size))
+
+
+NET = """<ir_version: 10, opset_import: ["" : 22]>
+net (float[batch_size, 3, 8, 8] image, int64[batch_size] label)
+    => (float[batch_size, 5] y, float[batch_size, 6] e)
+    <float[4, 3, 3, 3] kernel, float[144, 5] weight, float[7, 6] table> {
+    c = Conv <kernel_shape = [3, 3]> (image, kernel)
+    r = Relu (c)
+    shape = Shape (r)
+    zero = Constant <value_int = 0> ()
+    axis = Constant <value_ints = [0]> ()
+    rest = Constant <value_ints = [-1]> ()
+    batch = Gather <axis = 0> (shape, zero)
+    rows = Unsqueeze (batch, axis)
+    target = Concat <axis = 0> (rows, rest)
+    flat = Reshape (r, target)
+    y = MatMul (flat, weight)
+    e = Gather (table, label)
+}"""
+
+
+def test_a_model_that_is_no_decoder(tmp_path: Path) -> None:
+    """Shapes fold once the batch is bound, 64-bit labels become 32-bit, and nothing is said of tokens."""
+    path = tmp_path / "net.onnx"
+    path.write_bytes(parse(NET).SerializeToString())
+    model = front(path, CompileOptions())
+    assert (model.counts.host_nodes_before, model.counts.host_nodes_after) == (4, 0)
+    assert [node.op for node in model.graph.nodes] == ["Conv", "Relu", "Reshape", "MatMul", "Gather"]
+    assert not model.interface.is_decoder
+    assert (model.interface.given, model.interface.returned) == (("image", "label"), ("y", "e"))
+    assert [port.dtype for port in model.interface.inputs] == ["float32", "int64"]
+    assert concrete_shapes(model.graph, {})["y"] == (1, 5)
+    for expected, found in zip(run_in_ort(parse(NET)), run_in_ort(to_model(model.graph)), strict=True):
+        np.testing.assert_array_equal(expected, found)

@@ -1,0 +1,134 @@
+// ONNX nodes:
+//   /model/layers.0/attn/qkv_proj/MatMul
+//   /model/layers.0/attn/GroupQueryAttention
+struct Sequence {
+  past_length: u32,
+  length: u32,
+  total_length: u32,
+  call_length: u32,
+  n_tokens: u32,
+  limit: u32,
+  stop: u32,
+  n_stop_tokens: u32,
+  stop_tokens: array<u32, 16>,
+}
+
+@group(0) @binding(0) var<storage, read> sequence: Sequence;
+@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
+
+// Four activations of a row, from 4 * quad on.
+fn activation(row: u32, quad: u32) -> vec4<f32> {
+  return x[row * 16u + quad];
+}
+
+@group(0) @binding(3) var<storage, read> params: array<u32>;
+
+fn bias(row: u32) -> f32 {
+  return unpack2x16float(params[0u + (row >> 1u)] >> (16u * (row & 1u))).x;
+}
+
+const N = 128u;  // outputs
+
+// The rows of W behind the `quad`-th four columns; the last ones repeat instead of running past the end.
+fn weight_rows(quad: u32) -> vec4<u32> {
+  return min(4u * quad + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(N - 1u));
+}
+
+// A workgroup computes 16 rows of y by 64 rows of W, a thread 4 by 4.
+// Along K it goes in steps of 32.
+const THREADS = 64u;
+const STEPS = 2u;
+const X_QUADS = 4u;  // fours of rows of x in a tile
+const W_QUADS = 16u;  // fours of rows of W in a tile
+
+var<workgroup> x_tile: array<vec4<f32>, 128>;  // [k][four rows of x]
+var<workgroup> w_tile: array<vec4<f32>, 512>;  // [k][four rows of W]
+
+@group(0) @binding(2) var<storage, read> weights: array<vec2<u32>>;
+
+const ROW_QUADS = 16u;  // of four weights
+
+// Four weights of a row, k = 32 * step + 4 * part and on.
+fn weights_at(row: u32, step: u32, part: u32) -> vec4<f32> {
+  let quad = min(8u * step + part, ROW_QUADS - 1u);  // behind the row x is 0
+  let words = weights[row * ROW_QUADS + quad];
+  return vec4<f32>(unpack2x16float(words.x), unpack2x16float(words.y));
+}
+
+// Where in the tile weight i of `part` lies along K.
+fn weight_k(part: u32, i: u32) -> u32 {
+  return 4u * part + i;
+}
+
+@group(0) @binding(4) var<storage, read_write> y: array<f32>;
+
+fn store(row: u32, column: u32, total: vec4<f32>) {
+  let w_rows = weight_rows(column / 4u);
+  let v = total + vec4<f32>(bias(w_rows.x), bias(w_rows.y), bias(w_rows.z), bias(w_rows.w));
+  if (row < 16u && column < N) {
+    let at = row * 128u + column;
+    y[at] = v.x;
+    y[at + 1u] = v.y;
+    y[at + 2u] = v.z;
+    y[at + 3u] = v.w;
+  }
+}
+
+@compute @workgroup_size(64, 1, 1)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+  let first_row = group.y * 16u;
+  if (first_row >= sequence.length) {
+    return;  // no token in these rows
+  }
+  let w_quad = thread % W_QUADS;
+  let x_quad = thread / W_QUADS * 1u;
+  var sum0 = vec4<f32>();
+  var sum1 = vec4<f32>();
+  var sum2 = vec4<f32>();
+  var sum3 = vec4<f32>();
+  for (var step = 0u; step < STEPS; step++) {
+    for (var item = thread; item < X_QUADS * 8u; item += THREADS) {
+      let quad = item / 8u;
+      let part = item % 8u;
+      let rows = min(first_row + 4u * quad + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(15u));
+      let a = activation(rows.x, 8u * step + part);
+      let b = activation(rows.y, 8u * step + part);
+      let c = activation(rows.z, 8u * step + part);
+      let d = activation(rows.w, 8u * step + part);
+      let to = 4u * part * X_QUADS + quad;
+      x_tile[to] = vec4<f32>(a.x, b.x, c.x, d.x);
+      x_tile[to + X_QUADS] = vec4<f32>(a.y, b.y, c.y, d.y);
+      x_tile[to + 2u * X_QUADS] = vec4<f32>(a.z, b.z, c.z, d.z);
+      x_tile[to + 3u * X_QUADS] = vec4<f32>(a.w, b.w, c.w, d.w);
+    }
+    for (var item = thread; item < W_QUADS * 8u; item += THREADS) {
+      let quad = item / 8u;
+      let part = item % 8u;
+      let rows = weight_rows(group.x * W_QUADS + quad);
+      let a = weights_at(rows.x, step, part);
+      let b = weights_at(rows.y, step, part);
+      let c = weights_at(rows.z, step, part);
+      let d = weights_at(rows.w, step, part);
+      w_tile[weight_k(part, 0u) * W_QUADS + quad] = vec4<f32>(a.x, b.x, c.x, d.x);
+      w_tile[weight_k(part, 1u) * W_QUADS + quad] = vec4<f32>(a.y, b.y, c.y, d.y);
+      w_tile[weight_k(part, 2u) * W_QUADS + quad] = vec4<f32>(a.z, b.z, c.z, d.z);
+      w_tile[weight_k(part, 3u) * W_QUADS + quad] = vec4<f32>(a.w, b.w, c.w, d.w);
+    }
+    workgroupBarrier();
+    for (var k = 0u; k < 32u; k++) {
+      let w = w_tile[k * W_QUADS + w_quad];
+      let x0 = x_tile[k * X_QUADS + x_quad];
+      sum0 += x0.x * w;
+      sum1 += x0.y * w;
+      sum2 += x0.z * w;
+      sum3 += x0.w * w;
+    }
+    workgroupBarrier();
+  }
+  let row = first_row + 4u * x_quad;
+  let column = 4u * (group.x * W_QUADS + w_quad);
+  store(row + 0u, column, sum0);
+  store(row + 1u, column, sum1);
+  store(row + 2u, column, sum2);
+  store(row + 3u, column, sum3);
+}

@@ -1,0 +1,98 @@
+// ONNX nodes:
+//   /model/layers.0/attn/o_proj/MatMul
+enable subgroups;
+
+struct Sequence {
+  past_length: u32,
+  length: u32,
+  total_length: u32,
+  call_length: u32,
+  n_tokens: u32,
+  limit: u32,
+  stop: u32,
+  n_stop_tokens: u32,
+  stop_tokens: array<u32, 16>,
+}
+
+@group(0) @binding(0) var<storage, read> sequence: Sequence;
+@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
+
+// Four activations of a row, from 4 * quad on.
+fn activation(row: u32, quad: u32) -> vec4<f32> {
+  return x[row * 16u + quad];
+}
+
+const THREADS = 32u;
+const ROWS = 64u;  // of W
+const ROW_CHUNKS = 8u;  // of 8 weights: what a thread takes at a time
+const CHUNKS = 8u;
+
+@group(0) @binding(2) var<storage, read> weights: array<vec4<u32>>;  // eight f16 each, read without the f16 feature
+
+struct Chunk {
+  x0: vec4<f32>,
+  x1: vec4<f32>,
+}
+
+fn load_chunk(chunk: u32) -> Chunk {
+  return Chunk(activation(0u, 2u * chunk), activation(0u, 2u * chunk + 1u));
+}
+
+fn row_dot(row: u32, chunk: u32, x: Chunk) -> f32 {
+  let words = weights[row * ROW_CHUNKS + chunk];
+  return dot(vec4<f32>(unpack2x16float(words.x), unpack2x16float(words.y)), x.x0)
+       + dot(vec4<f32>(unpack2x16float(words.z), unpack2x16float(words.w)), x.x1);
+}
+
+// A thread's share of the dot product of x with one row of W.
+fn thread_dots(rows: u32, thread: u32) -> f32 {
+  var sum = f32();
+  for (var chunk = thread; chunk < CHUNKS; chunk += THREADS) {
+    let x_chunk = load_chunk(chunk);
+    sum += row_dot(rows, chunk, x_chunk);
+  }
+  return sum;
+}
+
+// One slot per subgroup; a subgroup has 4 to 128 lanes.
+var<workgroup> slots: array<f32, 8>;
+
+// The sum over the workgroup, for thread 0. Lanes are numbered in order of the thread in a 1-D workgroup.
+fn workgroup_sum(value: f32, thread: u32, lane: u32, lanes: u32) -> f32 {
+  var total = subgroupAdd(value);
+  workgroupBarrier();  // the slots may still be read from the last call
+  if (lane == 0u) {
+    slots[thread / lanes] = total;
+  }
+  workgroupBarrier();
+  if (thread == 0u) {
+    for (var i = 1u; i < 32u / lanes; i++) {
+      total += slots[i];
+    }
+  }
+  return total;
+}
+
+@group(0) @binding(3) var<storage, read_write> y: array<f32>;
+
+// The rows of W that a workgroup takes together; the last ones repeat instead of running past the end.
+fn tile_rows(tile: u32) -> u32 {
+  return min(tile, ROWS - 1u);
+}
+
+@compute @workgroup_size(32, 1, 1)
+fn main(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+  @builtin(subgroup_invocation_id) lane: u32,
+  @builtin(subgroup_size) lanes: u32,
+) {
+  if (sequence.stop != 0u) {
+    return;  // generation has ended
+  }
+  let rows = tile_rows(group.x);
+  let total = workgroup_sum(thread_dots(rows, thread), thread, lane, lanes);
+  if (thread == 0u) {
+    y[rows] = total;
+  }
+}
