@@ -20,7 +20,7 @@ DEFAULT_CAPACITY = 4096
 """Positions of the KV cache where the user does not say: models promise up to 131,072, memory does not."""
 
 LOGITS_NBYTES = 32 << 20
-"""Most memory that the all-logits program may use for its output; it decides that program's chunk."""
+"""Most memory that the all-logits programs may use for their output; it decides their largest chunk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,8 @@ def program_specs(decoder: DecoderShape, options: CompileOptions, pruned: bool) 
     specs += [ProgramSpec(f"prefill_{n}", n, False) for n in sizes]
     if not pruned:
         fitting = [n for n in sizes if n * decoder.vocab_size * 4 <= LOGITS_NBYTES] or sizes[:1]
-        specs += [ProgramSpec(f"logits_{n}", n, True) for n in fitting[-1:]]
+        # The smallest and the largest chunk: short inputs, and long texts to be scored.
+        specs += [ProgramSpec(f"logits_{n}", n, True) for n in sorted({*sizes[:1], *fitting[-1:]})]
     return specs
 
 
