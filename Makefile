@@ -3,16 +3,26 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-export XDG_RUNTIME_DIR ?= /tmp
-export MESA_SHADER_CACHE_DIR ?= $(CURDIR)/.cache/mesa
+CACHE := $(CURDIR)/.cache
+export XDG_RUNTIME_DIR ?= $(CACHE)/xdg
+export MESA_SHADER_CACHE_DIR ?= $(CACHE)/mesa
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+DOCTOR := $(BIN)/python -m webgpu_compile.runtime.doctor
 
 .PHONY: demo test lint types test-fast test-slow bless gpu-driver clean
 
 ## Compile the demo model and generate from it.
 demo: $(VENV)/.demo gpu-driver
-	@$(BIN)/python -m webgpu_compile.models --preset tiny-llama -o .cache/demo-model
-	@$(BIN)/webgpu-compile .cache/demo-model -o out
-	@$(BIN)/webgpu-run out --prompt "The quick brown fox" -n 32 --stats
+	@echo
+	@echo "models/demo/int4 is a decoder of 22 M parameters that completes Python code."
+	@echo "First it is compiled to a folder of WGSL, a schedule and weights:"
+	@echo
+	$(BIN)/webgpu-compile models/demo/int4 -o out
+	@echo
+	@echo "Then the folder is replayed on the GPU, which keeps the sequence and picks the tokens itself."
+	@echo "(Look inside with: $(BIN)/webgpu-inspect out)"
+	@echo
+	$(BIN)/webgpu-run out --prompt "def read_lines(path):" -n 64 --stats
 
 ## Lint, types and tests, as CI runs them.
 test: lint types test-fast
@@ -37,16 +47,23 @@ bless: $(VENV)/.test gpu-driver
 
 # A Vulkan driver: the machine's own, or Mesa's software one.
 gpu-driver: $(VENV)/.demo
-	@$(BIN)/python -m webgpu_compile.runtime.device --quiet || sh .ci/install-software-vulkan
+	@mkdir -p $(MESA_SHADER_CACHE_DIR) && mkdir -p -m 700 $(XDG_RUNTIME_DIR)
+	@$(DOCTOR) --quiet || { sh .ci/install-software-vulkan && $(DOCTOR); }
 
-$(VENV)/.demo: pyproject.toml
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[text]'
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON) is older than Python 3.11: give another with make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo "$(PYTHON) has no venv module: install it (Debian and Ubuntu: apt-get install python3-venv)" >&2; exit 1; }
+
+$(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
+	@echo "Installing webgpu-compile into $(VENV)"
+	@$(BIN)/pip install --quiet -e '.[text]'
 	@touch $@
 
-$(VENV)/.test: pyproject.toml
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test]'
+$(VENV)/.test: pyproject.toml | $(VENV)/bin/python
+	@echo "Installing webgpu-compile and its test tools into $(VENV)"
+	@$(BIN)/pip install --quiet -e '.[text,test]'
 	@touch $@
 
 clean:

@@ -25,7 +25,7 @@ import wgpu
 from conftest import Artifacts
 from decoder_cases import FP16, GRAPH, SHAPES, long_rope, of, shape, spellings
 from gpu import device
-from webgpu_compile.compiler.emit.shaders import Shader
+from webgpu_compile.compiler.emit.shaders import Shader, render_shaders
 from webgpu_compile.compiler.options import CompileOptions
 from webgpu_compile.compiler.pipeline import Result, run_pipeline
 from webgpu_compile.compiler.progress import SilentObserver
@@ -48,9 +48,12 @@ FULL_SIZE = [name for name in preset_names() if not name.startswith("tiny-")]
 
 
 def emitted(artifacts: Artifacts, config: DecoderConfig, **options: Any) -> Result:
-    """Everything up to the shaders, for all variants; weights are not needed."""
-    settings = CompileOptions(**({"max_length": 64, "prefill_chunks": (16,), "variants": tuple(TARGETS)} | options))
-    return run_pipeline(artifacts.model(config, weights=False), None, settings, SilentObserver())
+    """Everything up to the shaders, for all variants, without weights."""
+    defaults = {"max_length": 64, "prefill_chunks": (16,), "variants": tuple(TARGETS), "check": True}
+    settings = CompileOptions(**(defaults | options))
+    result = run_pipeline(artifacts.model(config, weights=False), None, settings, SilentObserver())
+    assert result.plan is not None
+    return replace(result, shaders=render_shaders(result.plan.variants))
 
 
 def naga_errors(source: str) -> str | None:
@@ -164,7 +167,8 @@ def test_manifest_agrees_with_the_files(artifacts: Artifacts, name: str) -> None
         assert len(declared) == len(shader.access)
         size = re.search(r"@workgroup_size\(([^)]*)\)", text)
         assert size is not None
-        assert [int(number) for number in size[1].split(",")] == shader.workgroup
+        sizes = [int(number) for number in size[1].split(",")]
+        assert [*sizes, 1, 1][:3] == shader.workgroup
     assert [variant.name for variant in manifest.variants] == list(TARGETS)
     for variant in manifest.variants:
         assert tuple(variant.features) == TARGETS[variant.name].features
@@ -178,15 +182,16 @@ def test_manifest_agrees_with_the_files(artifacts: Artifacts, name: str) -> None
                     assert len(step.bindings) == len(shader.access)
 
 
-def test_every_node_is_named_somewhere(artifacts: Artifacts) -> None:
+@pytest.mark.parametrize("changes", [{}, FP16])
+def test_every_node_is_named_somewhere(artifacts: Artifacts, changes: dict[str, Any]) -> None:
     """Comments lead from WGSL to the model: each node that computes is named in a shader and in a step."""
-    config = of("tiny-qwen25", n_layers=1)
+    config = of("tiny-qwen25", n_layers=1, **changes)
     out = artifacts.compile(config, max_length=32, prefill_chunks=(16,))
     model = onnx.load(artifacts.model(config), load_external_data=False)
     names = {
         node.name
         for node in model.graph.node
-        if node.op_type not in ("Constant", "Shape", "Reshape") and "attn_mask_subgraph" not in node.name
+        if node.op_type not in ("Constant", "Reshape") and "attn_mask_subgraph" not in node.name
     }
     text = "".join(path.read_text("utf-8") for path in (out / "shaders").iterdir())
     comments = {line[5:] for line in text.splitlines() if line.startswith("//   ")}
@@ -211,8 +216,16 @@ HOSTILE = (
     "../../../etc/passwd",
     "right-to-left \u202e override, nothing \u200b wide, \ufeff mark, emoji \U0001f600",
     "control \x01\x1b[31m red",
-    "long " + "x" * 900,
+    ".padding.",
+    "__metadata__",
+    "long " + "x" * 5000,
 )
+
+
+def hostile(number: int) -> str:
+    """A name of its own for each number; the reserved ones as they are."""
+    text = HOSTILE[number % len(HOSTILE)]
+    return text if text == "__metadata__" and number < len(HOSTILE) else f"{text}{number}"
 
 
 def hostile_model(source: Path, folder: Path) -> Path:
@@ -223,11 +236,11 @@ def hostile_model(source: Path, folder: Path) -> Path:
 
     def renamed(name: str) -> str:
         if name not in kept and name not in names:
-            names[name] = f"{HOSTILE[len(names) % len(HOSTILE)]} {len(names)}"
+            names[name] = hostile(len(names))
         return names.get(name, name)
 
     for number, node in enumerate(model.graph.node):
-        node.name = f"{HOSTILE[number % len(HOSTILE)]} {number}"
+        node.name = hostile(number)
         node.input[:] = [renamed(name) for name in node.input]
         node.output[:] = [renamed(name) for name in node.output]
     for value in (*model.graph.initializer, *model.graph.value_info):
@@ -271,8 +284,8 @@ def test_hostile_names(artifacts: Artifacts, tmp_path: Path, config: DecoderConf
     true_names = {node.name for node in onnx.load(model, load_external_data=False).graph.node}
     decode = manifest.variants[0].programs["decode"]
     given = {name for step in decode.steps if isinstance(step, Dispatch) for name in step.nodes}
-    assert given
-    assert given <= true_names
+    assert {name for name in given if len(name) < 1000} <= true_names
+    assert len(given) > 10
     ids = np.arange(20)[None]
     with webgpu_compile.load(plain) as one, webgpu_compile.load(out) as other:
         assert np.array_equal(one.run({"input_ids": ids})["logits"], other.run({"input_ids": ids})["logits"])
@@ -283,7 +296,7 @@ def test_hostile_names(artifacts: Artifacts, tmp_path: Path, config: DecoderConf
 TINY = shape(hidden_size=64, intermediate_size=96, head_size=32, vocab_size=271, max_positions=64)
 GOLDEN_MODELS: dict[str, tuple[DecoderConfig, dict[str, Any]]] = {
     "int4": (replace(TINY, tied=True), {}),
-    "fp16": (replace(TINY, mask=GRAPH, qkv_bias=True, **FP16), {}),  # type: ignore[arg-type]
+    "fp16": (replace(TINY, mask=GRAPH, qkv_bias=True, prune_lm_head=True, **FP16), {"variants": ("portable",)}),  # type: ignore[arg-type]
 }
 
 
@@ -385,4 +398,4 @@ def test_golden_shaders_are_read_by_people(name: str) -> None:
         for number, line in enumerate(text.splitlines(), 1):
             assert line == line.rstrip(), f"{path.name}:{number} ends in spaces"
             assert not re.fullmatch(r"\s*;", line), f"{path.name}:{number} is empty"
-            assert len(line) <= 120 or line.startswith("//"), f"{path.name}:{number} is {len(line)} wide"
+            assert len(line) <= 140 or line.startswith("//"), f"{path.name}:{number} is {len(line)} wide"

@@ -12,6 +12,7 @@ from typing import Any
 from ..plan import Plan, ProgramPlan
 from ..program import Access, IndirectGrid, Kernel, Role, Tensor
 from ..target import SPEC_LIMITS, TARGETS
+from .names import bounded_names, weight_name
 from .shaders import ShaderSet
 from .shards import BLOCK_NBYTES, Shard
 
@@ -62,7 +63,7 @@ def manifest(
     ]
     document["weights"] = [
         {
-            "name": weight.tensor.name,
+            "name": weight_name(weight.tensor.name),
             "dtype": str(weight.tensor.dtype),
             "shape": list(weight.tensor.shape),
             "shard": i,
@@ -94,7 +95,7 @@ def manifest(
     ]
     if files:
         document["files"] = dict(sorted(files.items()))
-    return document
+    return dict(bounded_names(document))
 
 
 def limits(plan: Plan, programs: Sequence[ProgramPlan]) -> dict[str, int]:

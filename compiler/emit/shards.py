@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..program import DType, Weight
+from .names import weight_name
 
 ALIGNMENT = 256
 BLOCK_NBYTES = 4 << 20
@@ -50,7 +51,7 @@ def write_shard(
     hasher = _BlockHasher()
     with path.open("wb") as file:
 
-        def write(data: bytes) -> None:
+        def write(data: bytes | memoryview) -> None:
             file.write(data)
             hasher.update(data)
             advance(len(data))
@@ -79,7 +80,7 @@ def _header(weights: Sequence[Weight]) -> tuple[bytes, tuple[int, ...]]:
         for n in tensor.shape:
             raw *= n
         offsets.append(end)
-        entries[tensor.name] = {
+        entries[weight_name(tensor.name)] = {
             "dtype": _DTYPE_NAMES[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": [end, end + raw],

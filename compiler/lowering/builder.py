@@ -6,7 +6,7 @@ kernels; the `Builder` collects them, with the tensors and weights they name, in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -186,7 +186,7 @@ class Op:
         grid: Grid | int | IndirectGrid,
         workgroup: Grid | int,
         bindings: Sequence[Binding],
-        constants: dict[str, Constant],
+        constants: Mapping[str, Constant],
         name: str = "",
         work: int = 0,
         workgroup_nbytes: int = 0,

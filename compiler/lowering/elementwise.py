@@ -6,7 +6,7 @@ from math import prod
 
 import numpy as np
 
-from ..program import Binding, Kernel
+from ..program import Binding, Constant, Kernel
 from .builder import Op, lower, reads, writes
 
 THREADS = 256
@@ -59,7 +59,7 @@ _NUMBERS = "float32, float16, int32 (int64 narrowed)"
 
 @lower(*FLOAT_UNARY)
 def unary(op: Op) -> list[Kernel]:
-    """y = f(x)."""
+    """y = f(x), element by element."""
     integer = {"Abs": "abs(a)", "Neg": "-a", "Sign": "sign(a)", "Relu": "max(a, 0i)"}
     dtype = str(op.read(0).dtype)
     if dtype == "i32" and op.node.op in integer:
@@ -89,6 +89,7 @@ def logical(op: Op) -> list[Kernel]:
 
 @lower("Not", dtypes="bool")
 def logical_not(op: Op) -> list[Kernel]:
+    """y = not a."""
     return [elementwise(op, "1u - a")]
 
 
@@ -125,7 +126,7 @@ def elementwise(op: Op, expression: str) -> Kernel:
     y = op.write()
     n = prod(shape)
     bindings: list[Binding] = []
-    constants: dict[str, str | int | tuple[str, ...]] = {}
+    constants: dict[str, Constant] = {}
     for letter, tensor in zip("abc", operands, strict=False):
         bindings += reads(**{f"{letter}_in": tensor})
         constants[f"{letter}_type"] = str(tensor.dtype)

@@ -39,6 +39,7 @@ def gather(op: Op) -> list[Kernel]:
 
 
 @lower("GatherBlockQuantized", domain="com.microsoft", limits="bits 4, gather axis 0, quantize axis last, no g_idx")
+@lower("GatherPaddedRows", domain="webgpu_compile", limits="made by the compiler")
 def gather_block_quantized(op: Op) -> list[Kernel]:
     """y[i] = (table[ids[i]] - zero_point) · scale, 4-bit along the last axis. com.microsoft version 1.
 

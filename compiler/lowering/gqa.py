@@ -128,7 +128,7 @@ class Layer:
         q_shape = (builder.rows, attention.heads * head_size)
         q = op.scratch("q", DType.F32, q_shape).name
         return cls(
-            attention, rope.tensor, caches[0].name, caches[1].name, q, op.write().name, sink and sink.name, grid
+            attention, rope.tensor, caches[0].name, caches[1].name, q, op.write().name, sink.name if sink else None, grid
         )
 
     def append(self, op: Op, qkv: str | tuple[str, str, str]) -> tuple[Kernel, ...]:

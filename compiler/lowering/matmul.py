@@ -116,14 +116,16 @@ def nbits_linear(op: Op, parts: Sequence[Part], *, gated: bool = False) -> Linea
 
 def matmul_linear(op: Op, weights: Sequence[int], *, bias: int | None = None, gated: bool = False) -> Linear:
     """The dense `Linear` of constant [k, n] matrices at the given inputs."""
-    parts = []
+    parts: list[Part] = []
+    matrices: list[gs.Constant] = []
     for index in weights:
         value = op.value(index)
         if not isinstance(value, gs.Constant) or len(value.shape) != 2:
             raise op.error("multiplies by a computed matrix", "only constant weight matrices are supported")
         bias_name = op.initializer(bias) if bias is not None else None
+        matrices.append(value)
         parts.append(Part(int(value.shape[1]), op.initializer(index), bias=bias_name))
-    first = op.value(weights[0])
+    first = matrices[0]
     bias_value = op.value(bias) if bias is not None else None
     return dense_linear(
         op.builder,

@@ -17,7 +17,7 @@ import onnx_graphsurgeon as gs
 
 from ..errors import CompileError
 from ..importer.external import ExternalValues
-from .functions import DOMAIN, OVERLOADED, function_proto, is_call, overload
+from .functions import DOMAIN, OVERLOADED, SOURCES, function_proto, is_call, overload
 from .runner import PassRecord
 
 MAX_COPY_NBYTES = 256 << 20
@@ -36,6 +36,10 @@ def to_model(graph: gs.Graph) -> onnx.ModelProto:
         if node.domain == DOMAIN and node.op_type in OVERLOADED:
             attribute = OVERLOADED[node.op_type]
             node.overload = next(a.s.decode() for a in node.attribute if a.name == attribute)
+        if node.domain != DOMAIN:  # ONNX Runtime refuses attributes that an operator does not have
+            kept = [attribute for attribute in node.attribute if attribute.name != SOURCES]
+            del node.attribute[:]
+            node.attribute.extend(kept)
     model.functions.extend(functions[key] for key in sorted(functions))
     domains = {entry.domain for entry in model.opset_import}
     if functions and "com.microsoft" not in domains:

@@ -21,7 +21,7 @@ from ..importer import ImportedModel, ModelConfig, load_model
 from ..importer.external import storage_key
 from ..options import CompileOptions
 from .dump import Dumper
-from .embedding import gather_columns
+from .embedding import gather_columns, gather_padded_rows
 from .fuse_attention import fuse_qkv_attention
 from .fuse_bias import fuse_matmul_bias
 from .fuse_gated_mlp import fuse_gated_mlp
@@ -119,8 +119,11 @@ def groups(config: ModelConfig, options: CompileOptions) -> tuple[Group, ...]:
             (partial(length, config=config), if_to_where, partial(split_rotary_cache, config=config)),
         ),
         Group("simplify", (*SIMPLIFY, shapes, undo_inserted_casts, remove_memcpy), fixed_point=True),
-        Group("integers", (partial(narrow_int64, config=config), partial(check_mask_is_gone, config=config))),
-        Group("fuse", (gather_columns, fold_prune, *FUSIONS), fixed_point=True),
+        Group(
+            "integers",
+            (partial(narrow_int64, config=config), remove_memcpy, partial(check_mask_is_gone, config=config)),
+        ),
+        Group("fuse", (gather_columns, gather_padded_rows, fold_prune, *FUSIONS), fixed_point=True),
     )
 
 

@@ -12,6 +12,7 @@ that the call replaced, for comments and reports; no body uses it.
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import onnx.parser
 import onnx_graphsurgeon as gs
@@ -19,6 +20,10 @@ import onnx_graphsurgeon as gs
 from ..graph import detach
 
 DOMAIN = "webgpu_compile"
+
+SOURCES = "sources"
+"""The attribute that names replaced nodes. Calls have it, and standard operators that took another in; dumps
+leave it out of those."""
 
 OVERLOADED = {"GatedMatMulNBits": "activation", "GatedMatMul": "activation", "QkvAttention": "projection"}
 
@@ -67,6 +72,16 @@ BODIES: dict[tuple[str, str], str] = {
         GatherColumns <sources> (table, indices) => (y) {
             rows = Transpose <perm = [1, 0]> (table)
             y = Gather <axis = 0> (rows, indices)
+        }""",
+    ("GatherPaddedRows", ""): """
+        GatherPaddedRows <bits, block_size, size, sources> (table, indices, scales, zero_points) => (y) {
+            rows = com.microsoft.GatherBlockQuantized <
+                bits: int = @bits, block_size: int = @block_size, gather_axis = 0, quantize_axis = 1
+            > (table, indices, scales, zero_points)
+            start = Constant <value_ints: ints = [0]> ()
+            end = Constant <value_ints: ints = @size> ()
+            axis = Constant <value_ints: ints = [-1]> ()
+            y = Slice(rows, start, end, axis)
         }""",
     **{
         ("GatedMatMulNBits", name): f"""
@@ -138,7 +153,7 @@ def call(
     node = gs.Node(
         op,
         name,
-        attrs={**attrs, "sources": [old.name for old in replaced]},
+        attrs={**attrs, SOURCES: [name for old in replaced for name in sources(old)]},
         inputs=[gs.Variable.empty() if tensor is None else tensor for tensor in inputs],
         outputs=outputs,
         domain=DOMAIN,
@@ -147,11 +162,16 @@ def call(
     return node
 
 
+def sources(node: gs.Node) -> list[str]:
+    """Names of the model's nodes that a node stands for: those it replaced, or its own."""
+    return list(node.attrs.get(SOURCES) or [node.name])
+
+
 def function_body(graph: gs.Graph, node: gs.Node) -> list[gs.Node]:
     """The nodes that a call stands for, with its attributes and with copies of its tensors by name.
 
     The nodes are detached: changing them does not change the graph. Inner values are named
-    `call name/value`; constants are copies that share their bytes.
+    `call name/value`; constants are copies that share their bytes, and Constant nodes become constants.
     """
     proto = function_proto(node.op, overload(node), graph.opset)
     tensors: dict[str, gs.Tensor] = {"": gs.Variable.empty()}
@@ -171,6 +191,10 @@ def function_body(graph: gs.Graph, node: gs.Node) -> list[gs.Node]:
                 attrs[attribute.name] = value.decode() if isinstance(value, bytes) else value
             elif attribute.ref_attr_name in node.attrs:
                 attrs[attribute.name] = node.attrs[attribute.ref_attr_name]
+        if inner.op_type == "Constant":
+            values = np.array(attrs["value_ints"], np.int64)
+            tensors[inner.output[0]] = gs.Constant(f"{node.name}/{inner.output[0]}", values)
+            continue
         inputs = [tensors[name] for name in inner.input]
         while inputs and not inputs[-1].name:
             inputs.pop()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_graphsurgeon as gs
 
 from ..graph import detach, is_constant, nodes, operand, producer, sole_reader
-from .functions import call
+from .functions import SOURCES, call, sources
 
 BIAS = 5  # input of MatMulNBits, com.microsoft version 1
 
@@ -45,6 +45,7 @@ def _is_bias(product: gs.Node, bias: gs.Tensor | None) -> bool:
 
 def _give_bias(product: gs.Node, add: gs.Node, bias: gs.Tensor) -> None:
     output = add.outputs[0]
+    product.attrs[SOURCES] = [*sources(product), *sources(add)]
     detach(add)
     while len(product.inputs) < BIAS:
         product.inputs.append(gs.Variable.empty())

@@ -15,7 +15,7 @@ from ..errors import CompileError
 from ..graph import is_constant, label
 from ..importer.config import ModelConfig
 from ..importer.external import read
-from .placement import HOST_OPERANDS
+from .placement import COPIES, HOST_OPERANDS
 
 INT32_MIN, INT32_MAX = -(1 << 31), (1 << 31) - 1
 Interval = tuple[int, int]
@@ -30,10 +30,11 @@ MOVES = (
     "Expand",
     "Concat",
     "Tile",
+    *COPIES,
 )
 READS_INDICES = ("Gather", "GatherBlockQuantized")
 COMPARES = ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual")
-ARITHMETIC = ("Add", "Sub", "Mul", "Neg", "Abs", "Min", "Max", "Where")
+ARITHMETIC = ("Add", "Sub", "Mul", "Div", "Neg", "Abs", "Min", "Max", "Where")
 
 
 def narrow_int64(graph: gs.Graph, config: ModelConfig) -> int:
@@ -139,6 +140,10 @@ def _result(op: str, found: list[Interval]) -> Interval:
             return low - other[1], high - other[0]
         corners = [a * b for a in (low, high) for b in other]
         return min(corners), max(corners)
+    if op == "Div":
+        # Truncated: no quotient is larger than its dividend, whatever the divisor.
+        most = max(abs(low), abs(high))
+        return -most, most
     if op == "Neg":
         return -high, -low
     if op == "Abs":

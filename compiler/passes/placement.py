@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from ..graph import fresh_name, is_constant, is_graph_output, nodes, operand, readers
+from ..graph import fresh_name, is_constant, is_graph_output, nodes, operand, readers, replace_reads
 
 TO_HOST, FROM_HOST = "MemcpyToHost", "MemcpyFromHost"
 COPIES = (TO_HOST, FROM_HOST)
@@ -125,6 +125,7 @@ def remove_memcpy(graph: gs.Graph) -> int:
     for node in memcpy_nodes(graph):
         source, target = node.inputs[0], node.outputs[0]
         if is_graph_output(graph, target):
+            removed += _remove_output_copy(graph, node)
             continue
         position = next(i for i, other in enumerate(graph.nodes) if other is node)
         graph.nodes.pop(position)
@@ -140,6 +141,21 @@ def remove_memcpy(graph: gs.Graph) -> int:
         node.outputs.clear()
         removed += 1
     return removed
+
+
+def _remove_output_copy(graph: gs.Graph, node: gs.Node) -> int:
+    """Let the writer of a copied graph output write it itself, once it is on the device."""
+    source, target = node.inputs[0], node.outputs[0]
+    placed = place(graph)
+    writer = source.inputs[0] if source.inputs else None
+    users = [writer, *(reader for reader in readers(source) if reader is not node)]
+    if writer is None or any(user.op in COPIES or placed[id(user)] == "host" for user in users):
+        return 0
+    node.inputs.clear()
+    node.outputs.clear()
+    replace_reads(graph, source, target)
+    writer.outputs[next(i for i, output in enumerate(writer.outputs) if output is source)] = target
+    return 1
 
 
 def _still_needed(graph: gs.Graph, source: gs.Tensor, links: list[tuple[gs.Node, int]], op: str) -> bool:

@@ -1,8 +1,6 @@
 // ONNX nodes:
 //   /model/layers.0/attn/qkv_proj/MatMul
 //   /model/layers.0/attn/GroupQueryAttention
-enable f16;
-
 struct Sequence {
   past_length: u32,
   length: u32,
@@ -17,15 +15,17 @@ struct Sequence {
 
 @group(0) @binding(0) var<storage, read> sequence: Sequence;
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;  // [heads, head_size]
-@group(0) @binding(2) var<storage, read> k_cache: array<vec4<f16>>;  // [kv_heads, capacity, head_size]
-@group(0) @binding(3) var<storage, read> v_cache: array<vec4<f16>>;
+@group(0) @binding(2) var<storage, read> k_cache: array<vec2<u32>>;  // [kv_heads, capacity, head_size], two f16 to a word
+@group(0) @binding(3) var<storage, read> v_cache: array<vec2<u32>>;
 
 fn load_key(i: u32) -> vec4<f32> {
-  return vec4<f32>(k_cache[i]);
+  let packed = k_cache[i];
+  return vec4<f32>(unpack2x16float(packed.x), unpack2x16float(packed.y));
 }
 
 fn load_value(i: u32) -> vec4<f32> {
-  return vec4<f32>(v_cache[i]);
+  let packed = v_cache[i];
+  return vec4<f32>(unpack2x16float(packed.x), unpack2x16float(packed.y));
 }
 
 @group(0) @binding(4) var<storage, read_write> y: array<vec4<f32>>;  // [heads, head_size]

@@ -1,7 +1,5 @@
 // ONNX nodes:
 //   /model/embed_tokens/Gather
-enable f16;
-
 // y[i] = table[ids[i]], one workgroup per id.
 
 const N_IDS = 1u;
@@ -19,13 +17,13 @@ struct Sequence {
   n_stop_tokens: u32,
   stop_tokens: array<u32, 16>,
 }
-@group(0) @binding(0) var<storage, read> table0: array<f16>;
+@group(0) @binding(0) var<storage, read> table0: array<u32>;
 @group(0) @binding(1) var<storage, read> ids: array<i32>;
 @group(0) @binding(2) var<storage, read> sequence: Sequence;
 @group(0) @binding(3) var<storage, read_write> y: array<f32>;
 
 fn element0(i: u32) -> f32 {
-  return f32(table0[i]);
+  return unpack2x16float(table0[i >> 1u])[i & 1u];
 }
 
 @compute @workgroup_size(64, 1, 1)

@@ -4,8 +4,6 @@
 //   /model/layers.0/mlp/act_fn/Sigmoid
 //   /model/layers.0/mlp/act_fn/Mul
 //   /model/layers.0/mlp/Mul
-enable subgroups;
-
 struct Sequence {
   past_length: u32,
   length: u32,
@@ -59,23 +57,20 @@ fn thread_dots(rows: vec2<u32>, thread: u32) -> vec2<f32> {
   return sum;
 }
 
-// One slot per subgroup; a subgroup has 4 to 128 lanes.
-var<workgroup> slots: array<vec2<f32>, 8>;
+var<workgroup> slots: array<vec2<f32>, 32>;
 
-// The sum over the workgroup, for thread 0. Lanes are numbered in order of the thread in a 1-D workgroup.
-fn workgroup_sum(value: vec2<f32>, thread: u32, lane: u32, lanes: u32) -> vec2<f32> {
-  var total = subgroupAdd(value);
+// The sum over the workgroup, for thread 0.
+fn workgroup_sum(value: vec2<f32>, thread: u32) -> vec2<f32> {
   workgroupBarrier();  // the slots may still be read from the last call
-  if (lane == 0u) {
-    slots[thread / lanes] = total;
-  }
+  slots[thread] = value;
   workgroupBarrier();
-  if (thread == 0u) {
-    for (var i = 1u; i < 32u / lanes; i++) {
-      total += slots[i];
+  for (var step = 16u; step > 0u; step /= 2u) {
+    if (thread < step) {
+      slots[thread] += slots[thread + step];
     }
+    workgroupBarrier();
   }
-  return total;
+  return slots[0];
 }
 
 @group(0) @binding(3) var<storage, read_write> y: array<f32>;
@@ -93,14 +88,12 @@ fn gate(v: f32) -> f32 {
 fn main(
   @builtin(workgroup_id) group: vec3<u32>,
   @builtin(local_invocation_index) thread: u32,
-  @builtin(subgroup_invocation_id) lane: u32,
-  @builtin(subgroup_size) lanes: u32,
 ) {
   if (sequence.stop != 0u) {
     return;  // generation has ended
   }
   let rows = tile_rows(group.x);
-  let total = workgroup_sum(thread_dots(rows, thread), thread, lane, lanes);
+  let total = workgroup_sum(thread_dots(rows, thread), thread);
   if (thread == 0u) {
     y[rows.x] = gate(total.x) * total.y;
   }

@@ -1,5 +1,6 @@
 // ONNX nodes:
-//   /model/layers.1/final_norm_layernorm/SkipLayerNorm
+//   /lm_head/prune/Gather
+//   /lm_head/prune/Unsqueeze
 // y = the last real row of x.
 
 struct Sequence {

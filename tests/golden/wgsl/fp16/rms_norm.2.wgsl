@@ -1,7 +1,5 @@
 // ONNX nodes:
 //   /model/layers.0/input_layernorm/LayerNorm
-enable f16;
-
 // y = x / sqrt(mean of squares + epsilon) * weight: one workgroup per row.
 
 const ROWS = 16u;
@@ -10,11 +8,12 @@ const THREADS = 32u;
 const HALF = 16u;  // half of THREADS, rounded up to a power of two
 
 @group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
-@group(0) @binding(1) var<storage, read> weight: array<vec4<f16>>;
+@group(0) @binding(1) var<storage, read> weight: array<vec2<u32>>;
 @group(0) @binding(2) var<storage, read_write> y: array<vec4<f32>>;
 
 fn load_weight(i: u32) -> vec4<f32> {
-  return vec4<f32>(weight[i]);
+  let pair = weight[i];
+  return vec4<f32>(unpack2x16float(pair.x), unpack2x16float(pair.y));
 }
 
 fn value(row: u32, i: u32) -> vec4<f32> {
