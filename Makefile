@@ -47,12 +47,12 @@ bless: $(VENV)/.test gpu-driver
 
 # A Vulkan driver: the machine's own, or Mesa's software one.
 gpu-driver: $(VENV)/.demo
-	@mkdir -p $(MESA_SHADER_CACHE_DIR) && mkdir -p -m 700 $(XDG_RUNTIME_DIR)
+	@mkdir -p $(MESA_SHADER_CACHE_DIR) && { mkdir -p -m 700 $(XDG_RUNTIME_DIR) || true; }
 	@$(DOCTOR) --quiet || { sh .ci/install-software-vulkan && $(DOCTOR); }
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "$(PYTHON) is older than Python 3.11: give another with make PYTHON=python3.12" >&2; exit 1; }
+	  { echo "$(PYTHON) is missing or older than Python 3.11: give another with make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 	  echo "$(PYTHON) has no venv module: install it (Debian and Ubuntu: apt-get install python3-venv)" >&2; exit 1; }
 

@@ -9,17 +9,14 @@ from collections.abc import Iterable
 
 import onnx.defs
 
-from .importer.load import MAX_OPSET
+from .importer.load import MAX_OPSET, MIN_OPSET
 from .lowering import builder
 from .lowering.builder import OpRecord
-
-FIRST_OPSET = 7
-"""Where ONNX took NumPy's broadcasting: older definitions of Add and its like mean something else."""
 
 INTRODUCTION = f"""# Operators
 
 Written by `python -m webgpu_compile.compiler.docs_ops` from the lowerings themselves. Standard operators are
-those of opset {FIRST_OPSET} to {MAX_OPSET}; the numbers are the versions of the operator's definition.
+those of opset {MIN_OPSET} to {MAX_OPSET}; the numbers are the versions of the operator's definition.
 [Adding an operator](adding-an-op.md) takes one function, one template and one test.
 
 An ONNX element type has one form on the GPU: """
@@ -81,7 +78,7 @@ def versions(record: OpRecord) -> str:
     )
     if not since:  # exporters write it into the standard's domain, which does not have it
         return "ONNX Runtime's"
-    current = max((version for version in since if version <= FIRST_OPSET), default=0)
+    current = max((version for version in since if version <= MIN_OPSET), default=0)
     return ", ".join(str(version) for version in since if version >= current)
 
 

@@ -89,8 +89,9 @@ class Plan:
             for plan in plans:
                 lines.append(f"{variant} {plan.program.name}")
                 lines += [
-                    f"    {life.first:4}..{life.last:<4} buffer {plan.places[life.tensor].buffer:3} {life.tensor}"
+                    f"    {life.first:4}..{life.last:<4} buffer {place.buffer:3} {life.tensor}"
                     for life in plan.lifetimes
+                    for place in (plan.places[life.tensor],)
                 ]
         return "\n".join(lines) + "\n"
 

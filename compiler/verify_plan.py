@@ -53,9 +53,10 @@ def _verify_program(plan: Plan, planned: ProgramPlan, limits: Mapping[str, int],
             )
             access.setdefault(place.buffer, set()).add(binding.access)
             if buffer.kind is BufferKind.ACTIVATION and binding.access is Access.READ:
+                held = contents.get(place.buffer)
                 _check(
-                    contents.get(place.buffer) == binding.tensor,
-                    f"{at}: {binding.tensor} is read from {buffer.name}, which holds {contents.get(place.buffer)}",
+                    held == binding.tensor,
+                    f"{at}: {binding.tensor} is read from {buffer.name}, which holds {held}",
                 )
             if binding.access is Access.READ_WRITE:
                 _check(buffer.kind is not BufferKind.WEIGHTS, f"{at}: writes to {buffer.name}")

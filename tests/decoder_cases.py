@@ -65,7 +65,7 @@ SHAPES: dict[str, DecoderConfig] = {
     "group7-head80-bias": shape(n_heads=7, head_size=80, qkv_bias=True, mask=MOBIUS),
     "group7-head96-fp16": shape(n_heads=14, n_kv_heads=2, head_size=96, **FP16),
     "group3-head128-fp16-bias": shape(n_heads=3, head_size=128, qkv_bias=True, **FP16),
-    "window-bias-partial-rotary": shape(qkv_bias=True, sliding_window=7, rotary_fraction=0.5, mask=GRAPH),
+    "window-bias-partial-rotary": shape(qkv_bias=True, sliding_window=7, rotary_fraction=0.4, mask=GRAPH),
     # the LM head for the last position alone
     "pruned": shape(prune_lm_head=True, n_layers=3),
     "pruned-tied-bias-graph": shape(prune_lm_head=True, tied=True, qkv_bias=True, mask=GRAPH),

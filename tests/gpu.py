@@ -61,13 +61,12 @@ def run_kernel(kernel: Kernel, target: Target, arrays: Mapping[str, np.ndarray])
     results = {}
     for binding in kernel.bindings:
         if binding.access is Access.READ_WRITE:
-            buffer, size, offset = buffers[binding.variable]
+            buffer, _, offset = buffers[binding.variable]
             like = arrays[binding.variable]
             raw = bytes(dev.queue.read_buffer(buffer))
             assert raw[offset:] == b"\xa5" * (4 * GUARD), f"{binding.variable}: written past its end"
             results[binding.variable] = np.frombuffer(raw[: like.nbytes], like.dtype).reshape(like.shape)
     return results
-
 
 
 def run_program(program: Program, target: Target, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -135,6 +135,7 @@ def test_damaged_bytes_never_end_in_a_traceback(
 
 def test_a_path_that_is_not_there(refused: Refused, tmp_path: Path) -> None:
     assert "there is no such file or folder; check the path" in refused(tmp_path / "no.onnx", "--check")
+    assert "no?[2J?.onnx: there is no" in refused(tmp_path / "no\x1b[2J\n.onnx", "--check")
     assert "File name too long" in refused(tmp_path / ("n" * 300), "--check")
 
 
@@ -236,6 +237,13 @@ def test_an_opset_too_new(opset: int, refused: Refused, tmp_path: Path) -> None:
     head = f'<ir_version: 10, opset_import: ["" : {opset}]>\n'
     path = write_model(tmp_path, "g (float[4] x) => (float[4] y) { y = Neg (x) }", head)
     assert f"uses opset {opset}, newer than 25; export it with opset 25 or lower" in refused(path, "--check")
+
+
+def test_an_opset_too_old(refused: Refused, tmp_path: Path) -> None:
+    """Add-6 broadcasts from an axis on: to read it as Add-7 would be wrong, silently."""
+    head = '<ir_version: 10, opset_import: ["" : 6]>\n'
+    path = write_model(tmp_path, "g (float[4] x) => (float[4] y) { y = Neg (x) }", head)
+    assert "uses opset 6, older than 7; convert it with onnx.version_converter" in refused(path, "--check")
 
 
 # -- options

@@ -119,7 +119,9 @@ def test_activations_follow_accuracy_level(artifacts: Artifacts, level: int) -> 
     config = shape(accuracy_level=level)
     ids = ids_of(config, 20)
     outs = {
-        activations: artifacts.compile(config, activations=activations, max_length=32, prefill_chunks=(CHUNK,))
+        activations: artifacts.compile(
+            config, activations=activations, max_length=32, prefill_chunks=(CHUNK,)
+        )
         for activations in ("auto", "float", "int8")
     }
     logits = {}

@@ -53,7 +53,9 @@ def check(name: str, out: Path, expected: dict[str, np.ndarray], tolerance: floa
 
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_and_tokens_with_float_activations(name: str, tmp_path: Path) -> None:
-    webgpu_compile.compile(SHARED / name, tmp_path / "out", activations="float", max_length=64, prefill_chunks=(16,))
+    webgpu_compile.compile(
+        SHARED / name, tmp_path / "out", activations="float", max_length=64, prefill_chunks=(16,)
+    )
     has_float_reference = "fp16" not in name
     check(name, tmp_path / "out", reference(name, "__float" if has_float_reference else ""), FLOAT_TOLERANCE)
 

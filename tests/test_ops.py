@@ -49,7 +49,9 @@ def model_of(
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)], ir_version=10)
 
 
-def check(model: onnx.ModelProto, inputs: dict[str, np.ndarray], folder: Path, tolerance: float = 2e-6) -> None:
+def check(
+    model: onnx.ModelProto, inputs: dict[str, np.ndarray], folder: Path, tolerance: float = 2e-6
+) -> None:
     """Both variants against ONNX Runtime; dtypes and shapes too."""
     path = folder / "model.onnx"
     onnx.save(model, str(path))
@@ -106,7 +108,14 @@ def test_erf(tmp_path: Path) -> None:
 @pytest.mark.parametrize("op", ["Add", "Sub", "Mul", "Div"])
 @pytest.mark.parametrize(
     ("a", "b"),
-    [((3, 5), (3, 5)), ((2, 3, 4), (4,)), ((2, 3, 4), (3, 1)), ((5,), (7, 1)), ((1, 1), (2, 3)), ((4, 1, 3), (1, 5, 1))],
+    [
+        ((3, 5), (3, 5)),
+        ((2, 3, 4), (4,)),
+        ((2, 3, 4), (3, 1)),
+        ((5,), (7, 1)),
+        ((1, 1), (2, 3)),
+        ((4, 1, 3), (1, 5, 1)),
+    ],
 )
 def test_broadcasting(op: str, a: tuple[int, ...], b: tuple[int, ...], tmp_path: Path) -> None:
     inputs = {"a": floats(*a), "b": np.abs(floats(*b)) + 0.5}

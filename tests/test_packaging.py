@@ -16,7 +16,11 @@ HOMES = CONFIG["tool"]["setuptools"]["package-dir"]
 def package_of(folder: Path) -> str:
     """The import name of a folder by the longest package-dir prefix that fits."""
     best = max(
-        ((name, home) for name, home in HOMES.items() if folder == ROOT / home or ROOT / home in folder.parents),
+        (
+            (name, home)
+            for name, home in HOMES.items()
+            if folder == ROOT / home or ROOT / home in folder.parents
+        ),
         key=lambda pair: len(pair[1]),
     )
     return ".".join([best[0], *folder.relative_to(ROOT / best[1]).parts])

@@ -7,8 +7,18 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from webgpu_compile.compiler.plan import BufferKind, Plan, Place, plan
-from webgpu_compile.compiler.program import Access, Binding, DType, Kernel, Program, Role, Source, Tensor, Weight
+from webgpu_compile.compiler.plan import BufferKind, Place, Plan, plan
+from webgpu_compile.compiler.program import (
+    Access,
+    Binding,
+    DType,
+    Kernel,
+    Program,
+    Role,
+    Source,
+    Tensor,
+    Weight,
+)
 from webgpu_compile.compiler.schedule import depth, hazards, schedule
 from webgpu_compile.compiler.verify_plan import verify
 
@@ -23,7 +33,10 @@ def kernel(name: str, reads: list[str], writes: list[str]) -> Kernel:
 def programs(draw: st.DrawFn) -> Program:
     """Chains with skips: every kernel reads a few earlier values and writes one or two new ones."""
     n = draw(st.integers(1, 25))
-    tensors = {"w": Tensor("w", DType.U8, (1000,), Role.WEIGHT), "s": Tensor("s", DType.F32, (9,), Role.STATE)}
+    tensors = {
+        "w": Tensor("w", DType.U8, (1000,), Role.WEIGHT),
+        "s": Tensor("s", DType.F32, (9,), Role.STATE),
+    }
     weights = {"w": Weight(tensors["w"], "copy", (Source("w"),))}
     kernels, values = [], ["w"]
     for i in range(n):
@@ -114,7 +127,7 @@ def test_the_verifier_finds_an_overwritten_value() -> None:
     planned = plan({"portable": [replace(program, kernels=kernels)]})
     verify(planned)
     places = planned.variants["portable"][0].places
-    with pytest.raises(AssertionError, match="a is read from activations.*, which holds b"):
+    with pytest.raises(AssertionError, match=r"a is read from activations.*, which holds b"):
         verify(broken(planned, b=places["a"]))
 
 

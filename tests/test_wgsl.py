@@ -210,37 +210,33 @@ HOSTILE = (
     "*/ } @compute fn evil() {} /*",
     "/* open",
     "// enable f16;\nenable f16;",
-    '"quotes\' and `backticks` and \\ backslash',
+    "\"quotes' and `backticks` and \\ backslash",
     "<script>alert(1)</script><!--",
     "{{ 7 * 7 }}{% raw %}",
     "../../../etc/passwd",
     "right-to-left \u202e override, nothing \u200b wide, \ufeff mark, emoji \U0001f600",
     "control \x01\x1b[31m red",
-    ".padding.",
-    "__metadata__",
     "long " + "x" * 5000,
 )
 
 
-def hostile(number: int) -> str:
-    """A name of its own for each number; the reserved ones as they are."""
-    text = HOSTILE[number % len(HOSTILE)]
-    return text if text == "__metadata__" and number < len(HOSTILE) else f"{text}{number}"
-
-
 def hostile_model(source: Path, folder: Path) -> Path:
-    """The model with every node and inner value renamed, a hostile text in front of a number."""
+    """The model with every node and inner value renamed: a hostile text in front of a number.
+
+    The first weights get names that safetensors and our shards keep for themselves.
+    """
     model = onnx.load(source, load_external_data=False)
     kept = {value.name for value in (*model.graph.input, *model.graph.output)} | {""}
-    names: dict[str, str] = {}
+    weights = (tensor.name for tensor in model.graph.initializer)
+    names = dict(zip(weights, ("__metadata__", ".padding.0", ".padding.7"), strict=False))
 
     def renamed(name: str) -> str:
         if name not in kept and name not in names:
-            names[name] = hostile(len(names))
+            names[name] = f"{HOSTILE[len(names) % len(HOSTILE)]}{len(names)}"
         return names.get(name, name)
 
     for number, node in enumerate(model.graph.node):
-        node.name = hostile(number)
+        node.name = f"{HOSTILE[number % len(HOSTILE)]}{number}"
         node.input[:] = [renamed(name) for name in node.input]
         node.output[:] = [renamed(name) for name in node.output]
     for value in (*model.graph.initializer, *model.graph.value_info):
@@ -271,7 +267,9 @@ def test_hostile_names(artifacts: Artifacts, tmp_path: Path, config: DecoderConf
     def code(folder: Path) -> dict[str, list[str]]:
         texts = {path.name: path.read_bytes().decode() for path in (folder / "shaders").iterdir()}
         # str.splitlines knows all the characters that end a line comment in WGSL, and some more
-        return {name: [x for x in text.splitlines() if not x.startswith("//")] for name, text in texts.items()}
+        return {
+            name: [x for x in text.splitlines() if not x.startswith("//")] for name, text in texts.items()
+        }
 
     assert code(out) == code(plain)
     for path in (out / "shaders").iterdir():
@@ -296,7 +294,10 @@ def test_hostile_names(artifacts: Artifacts, tmp_path: Path, config: DecoderConf
 TINY = shape(hidden_size=64, intermediate_size=96, head_size=32, vocab_size=271, max_positions=64)
 GOLDEN_MODELS: dict[str, tuple[DecoderConfig, dict[str, Any]]] = {
     "int4": (replace(TINY, tied=True), {}),
-    "fp16": (replace(TINY, mask=GRAPH, qkv_bias=True, prune_lm_head=True, **FP16), {"variants": ("portable",)}),  # type: ignore[arg-type]
+    "fp16": (
+        replace(TINY, mask=GRAPH, qkv_bias=True, prune_lm_head=True, **FP16),
+        {"variants": ("portable",)},
+    ),  # type: ignore[arg-type]
 }
 
 
@@ -325,7 +326,9 @@ def schedule_text(manifest: Mapping[str, Any]) -> str:
             lines.append(f"{indent}{label}: {json.dumps(entries, ensure_ascii=False)}")
             return
         lines.append(f"{indent}{label}:")
-        lines.extend(f"{indent}  {i} {json.dumps(entry, ensure_ascii=False)}" for i, entry in enumerate(entries))
+        lines.extend(
+            f"{indent}  {i} {json.dumps(entry, ensure_ascii=False)}" for i, entry in enumerate(entries)
+        )
 
     names = unhashed(manifest)
     put("model", manifest["model"])
@@ -368,9 +371,7 @@ def test_golden(artifacts: Artifacts, bless: bool, name: str) -> None:
             (GOLDEN / file).parent.mkdir(parents=True, exist_ok=True)
             (GOLDEN / file).write_text(text, encoding="utf-8")
         return
-    golden = {
-        path.relative_to(GOLDEN).as_posix(): path.read_text("utf-8") for path in found if path.exists()
-    }
+    golden = {path.relative_to(GOLDEN).as_posix(): path.read_text("utf-8") for path in found if path.exists()}
     difference = [
         line
         for file in sorted(actual.keys() | golden.keys())
@@ -388,7 +389,7 @@ def test_golden(artifacts: Artifacts, bless: bool, name: str) -> None:
 
 @pytest.mark.parametrize("name", GOLDEN_MODELS)
 def test_golden_shaders_are_read_by_people(name: str) -> None:
-    """No trace of the template: no empty statement, no trailing space, no run of empty lines, no long line."""
+    """No trace of the template: no empty statement, no trailing space, no run of empty lines, no long one."""
     for path in sorted((GOLDEN / "wgsl" / name).glob("*.wgsl")):
         text = path.read_text("utf-8")
         assert "{{" not in text, path.name

@@ -190,7 +190,11 @@ def _umask() -> int:
 
 def _disk_error(out: Path, error: OSError) -> CompileError:
     if error.errno == errno.ENOSPC:
-        return CompileError(f"output {str(out)!r}", "the disk is full", "free some space, or give another folder")
+        return CompileError(
+            f"output {str(out)!r}", "the disk is full", "free some space, or give another folder"
+        )
     return CompileError(
-        f"output {str(out)!r}", f"cannot be written: {error.strerror}", "give another folder, or mend its parent"
+        f"output {str(out)!r}",
+        f"cannot be written: {error.strerror}",
+        "give another folder, or mend its parent",
     )

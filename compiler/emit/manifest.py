@@ -176,5 +176,5 @@ def _dispatch(planned: ProgramPlan, kernel: Kernel, shader: int) -> Json:
 
 
 def traffic(tensor: Tensor, rows: int) -> int:
-    """Bytes of a tensor that one dispatch moves at most: all of it, but a cache only as deep as it is used."""
+    """Bytes of a tensor that one dispatch moves at most."""
     return tensor.nbytes

@@ -45,7 +45,9 @@ def sequence_json(device: DeviceModel, plan: Plan, options: CompileOptions) -> J
         "capacity": shape.capacity,
         "vocab_size": shape.vocab_size,
         "max_stop_tokens": MAX_STOP_TOKENS,
-        "stop_tokens": [t for t in device.config.eos_token_ids if 0 <= t < shape.vocab_size][:MAX_STOP_TOKENS],
+        "stop_tokens": [t for t in device.config.eos_token_ids if 0 <= t < shape.vocab_size][
+            :MAX_STOP_TOKENS
+        ],
         "driven_by": shape.driven_by,
         "all_logits": not device.interface.pruned,
     }
@@ -55,9 +57,13 @@ def ports_json(device: DeviceModel, planned: ProgramPlan) -> tuple[list[Json], l
     """The inputs and outputs of one program, with the buffers that hold them."""
     program = planned.program
     dtypes = {p.name: p.dtype for p in (*device.interface.inputs, *device.interface.outputs)}
-    caches = {cache.present: cache.past for cache in device.interface.caches} if program.name == "decode" else {}
+    caches = (
+        {cache.present: cache.past for cache in device.interface.caches} if program.name == "decode" else {}
+    )
     inputs = [_port(planned, name, name, dtypes[name]) for name in program.inputs]
-    outputs = [_port(planned, name, program.aliases.get(name, name), dtypes[name]) for name in program.outputs]
+    outputs = [
+        _port(planned, name, program.aliases.get(name, name), dtypes[name]) for name in program.outputs
+    ]
     outputs += [_port(planned, present, past, dtypes[present]) for present, past in caches.items()]
     return inputs, outputs
 
@@ -87,5 +93,3 @@ def _model_port(port: ModelPort) -> Json:
 def state_nbytes(plan: Plan, kind: str) -> int:
     """Bytes of all buffers of a kind."""
     return sum(buffer.nbytes for buffer in plan.buffers if str(buffer.kind) == kind)
-
-

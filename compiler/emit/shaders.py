@@ -36,7 +36,7 @@ class ShaderSet:
 
 
 def render_shaders(variants: Mapping[str, Sequence[ProgramPlan]]) -> ShaderSet:
-    """Render every kernel; kernels with the same text share a file, whichever layer or program they are of."""
+    """Render every kernel; kernels of the same text share a file, whichever layer or program they are of."""
     users: dict[tuple[str, Grid, tuple[str, ...]], list[Kernel]] = {}
     steps: dict[tuple[str, str, str, int], tuple[str, Grid, tuple[str, ...]]] = {}
     rendered: dict[tuple[object, ...], str] = {}

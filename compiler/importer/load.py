@@ -20,7 +20,8 @@ from .dims import bind_dims
 from .structure import check_structure
 from .tensors import TensorLoader, adopt
 
-MAX_OPSET = 25
+MIN_OPSET, MAX_OPSET = 7, 25
+"""From 7 on Add and its like broadcast as NumPy does; before, they meant something else."""
 MAX_IR = 13
 OWN_DOMAIN = "webgpu_compile"
 
@@ -148,7 +149,7 @@ def read_proto(file: Path) -> onnx.ModelProto:
 
 
 def check_versions(proto: onnx.ModelProto, name: str) -> None:
-    """Refuse formats and operator sets newer than the ones this compiler was written against."""
+    """Refuse formats and operator sets other than the ones this compiler was written against."""
     if proto.ir_version > MAX_IR:
         problem = f"has IR version {proto.ir_version}, newer than {MAX_IR}"
         raise CompileError(name, problem, "export it with an older onnx, or update webgpu-compile")
@@ -161,6 +162,9 @@ def check_versions(proto: onnx.ModelProto, name: str) -> None:
         )
     if version < 1:
         raise not_onnx(name, "does not say which opset it uses")
+    if version < MIN_OPSET:
+        problem = f"uses opset {version}, older than {MIN_OPSET}"
+        raise CompileError(name, problem, "convert it with onnx.version_converter")
 
 
 def inline_functions(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:

@@ -45,15 +45,20 @@ def decoder_shape(device: DeviceModel, options: CompileOptions) -> DecoderShape:
     capacity = options.max_length or min(context or DEFAULT_CAPACITY, DEFAULT_CAPACITY)
     if context is not None and capacity > context:
         raise CompileError(
-            f"--max-length {capacity}", f"the model's context has {context} positions", f"give at most {context}"
+            f"--max-length {capacity}",
+            f"the model's context has {context} positions",
+            f"give at most {context}",
         )
     for cache in interface.caches:
-        position = cache.kv_heads * cache.head_size * DType.F32.nbytes // (1 if cache.dtype == "float32" else 2)
+        position = (
+            cache.kv_heads * cache.head_size * DType.F32.nbytes // (1 if cache.dtype == "float32" else 2)
+        )
         most = SPEC_LIMITS["max-storage-buffer-binding-size"] // position
         if capacity > most:
             raise CompileError(
                 f"--max-length {capacity}",
-                f"cache {cache.past} would be {capacity * position >> 20} MiB, over WebGPU's 128 MiB for a binding",
+                f"cache {cache.past} would be {capacity * position >> 20} MiB, "
+                "over WebGPU's 128 MiB for a binding",
                 f"give at most {most}",
             )
     vocab_size = next(port.shape[-1] for port in device.graph.outputs if port.name == interface.logits)

@@ -173,5 +173,3 @@ def _index(shape: tuple[int, ...], out: tuple[int, ...]) -> str:
             coordinate = f"({coordinate} % {out[axis]}u)"
         terms.append(f"{coordinate} * {stride}u" if stride > 1 else coordinate)
     return " + ".join(terms)
-
-

@@ -21,7 +21,9 @@ def gather(op: Op) -> list[Kernel]:
     """y[i] = table[ids[i]] for whole rows; negative ids count from the end. ONNX Gather-13."""
     shape = op.shape(0)
     if op.attr("axis", 0) != 0:
-        raise op.error(f"gathers along axis {op.attr('axis')}", "only axis 0 is supported, transpose the table")
+        raise op.error(
+            f"gathers along axis {op.attr('axis')}", "only axis 0 is supported, transpose the table"
+        )
     n_rows, width = shape[0], prod(shape[1:])
     table = op.value(0)
     if isinstance(table, gs.Constant):
@@ -38,7 +40,11 @@ def gather(op: Op) -> list[Kernel]:
     return _kernels(op, 1, str(dtype), n_rows, width, ranges, parts, [], {})
 
 
-@lower("GatherBlockQuantized", domain="com.microsoft", limits="bits 4, gather axis 0, quantize axis last, no g_idx")
+@lower(
+    "GatherBlockQuantized",
+    domain="com.microsoft",
+    limits="bits 4, gather axis 0, quantize axis last, no g_idx",
+)
 @lower("GatherPaddedRows", domain="webgpu_compile", limits="made by the compiler")
 def gather_block_quantized(op: Op) -> list[Kernel]:
     """y[i] = (table[ids[i]] - zero_point) · scale, 4-bit along the last axis. com.microsoft version 1.
@@ -46,11 +52,13 @@ def gather_block_quantized(op: Op) -> list[Kernel]:
     A table tied to the LM head is the same weight tensor: bytes are shared, not copied.
     """
     if op.attr("bits", 4) != 4 or op.attr("gather_axis", 0) != 0:
-        raise op.error("is not a 4-bit gather along axis 0", "quantise the embedding to 4 bits along its rows")
+        raise op.error(
+            "is not a 4-bit gather along axis 0", "quantise the embedding to 4 bits along its rows"
+        )
     table, scales = op.value(0), op.value(2)
     if not isinstance(table, gs.Constant) or not isinstance(scales, gs.Constant):
         raise op.error("has a computed table", "make the table an initializer")
-    *outer, width = op.out_shape()
+    width = op.out_shape()[-1]
     n_rows = op.shape(0)[0]
     block = op.attr("block_size", 128)
     row_nbytes = prod(op.shape(0)[1:])
@@ -123,7 +131,7 @@ def _kernels(
                     "stride": stride or width,
                     "n_ids": n_ids,
                     "n_tables": len(segment),
-                    "bounds": tuple(str(first) for (first, _), _ in segment) + (str(segment[-1][0][1]),),
+                    "bounds": (*(str(first) for (first, _), _ in segment), str(segment[-1][0][1])),
                     "partial": len(parts) > MAX_TABLES,
                     "by_position": by_position,
                 },
@@ -131,5 +139,3 @@ def _kernels(
             )
         )
     return kernels
-
-

@@ -52,7 +52,9 @@ def qkv_attention(op: Op) -> list[Kernel]:
         linear = nbits_linear(op, [nbits_part(op, 1, 2, 3, 4)])
     else:
         linear = matmul_linear(op, [1], bias=4 if op.attr("projection") == "dense_bias" else None)
-    layer = Layer.of(op, past=5, cos=9, head_size=linear.n // (op.attr("num_heads") + 2 * op.attr("kv_num_heads")))
+    layer = Layer.of(
+        op, past=5, cos=9, head_size=linear.n // (op.attr("num_heads") + 2 * op.attr("kv_num_heads"))
+    )
     rows = op.builder.rows
     x, kernels = activations(op, linear, rows)
     if rows == 1 and layer.grid is None:
@@ -96,7 +98,9 @@ class Layer:
         """Read a node with GroupQueryAttention's attributes; `past` and `cos` are input positions."""
         builder, decoder = op.builder, op.builder.decoder
         if decoder is None:
-            raise op.error("is in a model without a token sequence", "export with past and present key-values")
+            raise op.error(
+                "is in a model without a token sequence", "export with past and present key-values"
+            )
         caches = []
         for index in (past, past + 1):
             value = op.value(index)
@@ -128,7 +132,14 @@ class Layer:
         q_shape = (builder.rows, attention.heads * head_size)
         q = op.scratch("q", DType.F32, q_shape).name
         return cls(
-            attention, rope.tensor, caches[0].name, caches[1].name, q, op.write().name, sink.name if sink else None, grid
+            attention,
+            rope.tensor,
+            caches[0].name,
+            caches[1].name,
+            q,
+            op.write().name,
+            sink.name if sink else None,
+            grid,
         )
 
     def append(self, op: Op, qkv: str | tuple[str, str, str]) -> tuple[Kernel, ...]:

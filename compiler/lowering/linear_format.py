@@ -33,8 +33,8 @@ class Linear:
       zero is 8 without `zero_points`; k is padded to whole blocks. Block sizes 16, 32, 64, 128, 256.
     * "f16", "f32": [n, padded_k], rows padded with zeros to 16 bytes (layouts "transpose" and "rows").
 
-    `n` counts the outputs; of a `gated` one the matrix has 2 · n rows. `activation="int8"` (q4 only) multiplies
-    in integers: a GEMV quantises what it reads, a GEMM takes it as `quantize` writes it.
+    `n` counts the outputs; of a `gated` one the matrix has 2 · n rows. `activation="int8"` (q4 only)
+    multiplies in integers: a GEMV quantises what it reads, a GEMM takes it as `quantize` writes it.
     """
 
     format: str

@@ -56,14 +56,17 @@ def gated_matmul(op: Op) -> list[Kernel]:
 
 
 def project(op: Op, linear: Linear) -> list[Kernel]:
-    """The kernels of y = linear(x): a GEMV for one row, a GEMM for more; the LM head also finds its maximum."""
+    """The kernels of y = linear(x): a GEMV for one row, else a GEMM; the LM head also finds its maximum."""
     rows = prod(op.out_shape()[:-1])
     decoder = op.builder.decoder
     y = op.write()
     x, kernels = activations(op, linear, rows)
     epilogue: Plain | Gated | Argmax = Gated(op.attr("activation")) if linear.gated else Plain()
     if rows > 1:
-        return [*kernels, *gemm(linear, x, y.name, rows, nodes=op.nodes, epilogue=epilogue, sequence=op.sequence)]
+        return [
+            *kernels,
+            *gemm(linear, x, y.name, rows, nodes=op.nodes, epilogue=epilogue, sequence=op.sequence),
+        ]
     if decoder is not None and y.name == decoder.logits and not linear.gated:
         n = n_partials(linear)
         op.builder.tensor(ARGMAX_VALUES, DType.F32, (n,), Role.ACTIVATION)
@@ -85,9 +88,7 @@ def activations(op: Op, linear: Linear, rows: int) -> tuple[str, list[Kernel]]:
     if tensor.name in op.builder.tensors:
         return tensor.name, []
     op.builder.tensor(tensor.name, tensor.dtype, tensor.shape, tensor.role)
-    kernel = quantize(
-        x.name, tensor.name, rows, linear.k, linear.chunk, nodes=op.nodes, sequence=op.sequence
-    )
+    kernel = quantize(x.name, tensor.name, rows, linear.k, linear.chunk, nodes=op.nodes, sequence=op.sequence)
     return tensor.name, [kernel]
 
 

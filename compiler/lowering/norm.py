@@ -59,5 +59,3 @@ def _norm(op: Op, weight: int, skip: int | None) -> Kernel:
         work=rows * size * 4,
         workgroup_nbytes=4 * threads + 4,
     )
-
-
