@@ -9,7 +9,7 @@ export MESA_SHADER_CACHE_DIR ?= $(CACHE)/mesa
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 DOCTOR := $(BIN)/python -m webgpu_compile.runtime.doctor
 
-.PHONY: demo test lint types test-fast test-slow bless gpu-driver clean
+.PHONY: demo test lint types test-fast test-slow bless gpu-driver web-deps clean
 
 ## Compile the demo model and generate from it.
 demo: $(VENV)/.demo gpu-driver
@@ -22,7 +22,7 @@ demo: $(VENV)/.demo gpu-driver
 	@echo "Then the folder is replayed on the GPU, which keeps the sequence and picks the tokens itself."
 	@echo "(Look inside with: $(BIN)/webgpu-inspect out)"
 	@echo
-	$(BIN)/webgpu-run out --prompt "def read_lines(path):" -n 64 --stats
+	$(BIN)/webgpu-run out --prompt "def read_lines(path):" -n 64 --seed 1 --stats
 
 ## Lint, types and tests, as CI runs them.
 test: lint types test-fast
@@ -34,7 +34,7 @@ lint: $(VENV)/.test
 types: $(VENV)/.test
 	$(BIN)/mypy compiler runtime models
 
-test-fast: $(VENV)/.test gpu-driver
+test-fast: $(VENV)/.test gpu-driver web-deps
 	$(BIN)/pytest -n 2 -m "not slow"
 
 ## The sweeps that CI leaves out (about half an hour on two cores).
@@ -42,8 +42,19 @@ test-slow: $(VENV)/.test gpu-driver
 	$(BIN)/pytest -n 2 -m slow
 
 ## Rewrite golden files after a change that was meant.
-bless: $(VENV)/.test gpu-driver
+bless: $(VENV)/.test gpu-driver web-deps
 	$(BIN)/pytest -n 2 -m "not slow" --bless
+
+## The tokenizer library of the page (it goes into the wheel), and what the browser's tests need.
+web-deps: $(CACHE)/web/.installed
+
+$(CACHE)/web/.installed: tests/web/package.json
+	@sh .ci/install-web-tools
+	@mkdir -p $(CACHE)/web runtime/web/vendor && cp tests/web/package.json $(CACHE)/web
+	@npm install --prefix $(CACHE)/web --ignore-scripts --no-audit --no-fund --silent
+	@cp $(CACHE)/web/node_modules/@huggingface/tokenizers/dist/tokenizers.min.mjs runtime/web/vendor/tokenizers.js
+	@cp $(CACHE)/web/node_modules/@huggingface/tokenizers/LICENSE runtime/web/vendor/tokenizers.LICENSE.txt
+	@touch $@
 
 # A Vulkan driver: the machine's own, or Mesa's software one.
 gpu-driver: $(VENV)/.demo

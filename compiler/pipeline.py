@@ -15,8 +15,10 @@ from . import __version__
 from .emit.artifact import check_replaceable, copy_model_files, replacing, write_manifest, write_shaders
 from .emit.manifest import manifest
 from .emit.model import model_json, ports_json, sequence_json
+from .emit.report import write_report
 from .emit.shaders import ShaderSet, render_shaders
 from .emit.shards import write_shard
+from .emit.web import write_web_files
 from .errors import CompileError
 from .lowering import lower_model, record_of
 from .options import CompileOptions
@@ -96,7 +98,12 @@ def run_pipeline(model: Path, out: Path | None, options: CompileOptions, observe
 
 
 def _emit(
-    device: DeviceModel, planned: Plan, shaders: ShaderSet, out: Path, observer: Observer, options: CompileOptions
+    device: DeviceModel,
+    planned: Plan,
+    shaders: ShaderSet,
+    out: Path,
+    observer: Observer,
+    options: CompileOptions,
 ) -> dict[str, int]:
     def packed(weight: Weight) -> Any:
         return pack(weight, {s.initializer: device.array(s.initializer) for s in weight.sources})
@@ -109,7 +116,9 @@ def _emit(
             write_shard(folder / "weights" / f"weights-{i:04}.safetensors", shard, packed, observer.advance)
             for i, shard in enumerate(planned.shards)
         ]
-        copied = copy_model_files(device.folder, folder)
+        producer = f"webgpu-compile {__version__}"
+        copied = copy_model_files(device.folder, folder) | write_web_files(folder)
+        copied |= write_report(folder, device, planned, shaders, options, producer)
         document = manifest(
             planned,
             shaders,
@@ -118,7 +127,7 @@ def _emit(
             sequence_json(device, planned, options),
             lambda program: ports_json(device, program),
             copied,
-            f"webgpu-compile {__version__}",
+            producer,
         )
         write_manifest(folder, document)
         return {
@@ -142,5 +151,7 @@ def _dump(options: CompileOptions, stage: str, what: Plan | dict[str, tuple[Prog
             (options.dump / name).write_text(text, encoding="utf-8")
     except OSError as error:
         raise CompileError(
-            f"option --dump {str(options.dump)!r}", f"cannot be written: {error.strerror}", "give another folder"
+            f"option --dump {str(options.dump)!r}",
+            f"cannot be written: {error.strerror}",
+            "give another folder",
         ) from error

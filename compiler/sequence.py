@@ -20,6 +20,15 @@ WORDS = (
     "n_tokens",  # token ids known in `tokens`
     "limit",  # n_tokens at which generation ends
     "stop",  # one of the STOP_ values
+    "sampling",  # one of the SAMPLING_ values; the next eight are read unless it is SAMPLING_GREEDY
+    "seed_low",  # the random numbers' key, 64 bits
+    "seed_high",
+    "inverse_temperature",  # f32: 2^26 · log2(e) / temperature
+    "top_k",  # 0: no limit
+    "top_p",  # in 2^-32, rounded; 0: no limit
+    "min_p",  # in 2^-31, rounded up, at least 1
+    "repetition_penalty",  # f32
+    "inverse_repetition_penalty",  # f32: 1 / repetition_penalty
     "n_stop_tokens",
     "stop_tokens",  # the first of MAX_STOP_TOKENS words
 )
@@ -27,3 +36,7 @@ MAX_STOP_TOKENS = 16
 N_WORDS = len(WORDS) - 1 + MAX_STOP_TOKENS
 
 STOP_NO, STOP_TOKEN, STOP_LIMIT = 0, 1, 2
+
+SAMPLING_GREEDY, SAMPLING_DRAW, SAMPLING_FIRST = 0, 1, 2
+"""The arg-max of the logits; a token drawn at random; the first of the tokens that the filters leave, which
+with top_k 1 is the arg-max of the penalised logits."""

@@ -5,13 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .asynchronous import in_thread
     from .errors import RuntimeFailure
     from .loading import load
     from .session import Session
+    from .text_generator import TextGenerator
 
-__all__ = ["RuntimeFailure", "Session", "load"]
+__all__ = ["RuntimeFailure", "Session", "TextGenerator", "in_thread", "load"]
 
-_HOME = {"load": "loading", "RuntimeFailure": "errors", "Session": "session"}
+_HOME = {
+    "RuntimeFailure": "errors",
+    "Session": "session",
+    "TextGenerator": "text_generator",
+    "in_thread": "asynchronous",
+    "load": "loading",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Greedy generation: the GPU feeds itself, the host encodes ahead and reads tokens now and then.
+"""Generation: the GPU feeds itself, the host encodes ahead and reads tokens now and then.
 
     host   encode A,B | read A, encode C | read B, encode D | ...
     GPU               A                  B                  C
@@ -12,7 +12,7 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import numpy as np
@@ -21,6 +21,7 @@ from .chunks import choose_chunks
 from .errors import RuntimeFailure
 from .replay import CopyCall, Prepared, Staging
 from .resources import Resources
+from .sampling import Sampling
 from .schema import Sequence as SequenceState
 from .sequence import History, Writer
 
@@ -49,6 +50,7 @@ class Request:
     stop_tokens: tuple[int, ...]
     tokens_per_submit: int
     capacity_limited: bool
+    sampling: Sampling = field(default_factory=Sampling)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,9 @@ class Generator:
     def _gpu_driven(self, request: Request) -> Iterator[int]:
         history, known = self._history, request.n_tokens
         self._writer.write_tokens(history.tokens, history.past)
-        self._writer.write_words(history.past, known, request.limit, request.stop_tokens)
+        self._writer.write_words(
+            history.past, known, request.limit, request.stop_tokens, sampling=request.sampling
+        )
         waiting: deque[_Batch] = deque()
         try:
             waiting.append(self._prefill(known))
@@ -170,7 +174,7 @@ class Generator:
         self._writer.write_tokens(history.tokens, history.past)
         while True:
             n_tokens = len(history.tokens)
-            token = self.host_step(n_tokens, request.limit)
+            token = self.host_step(n_tokens, request.limit, request.sampling)
             if token in request.stop_tokens:
                 self._ended(Finish.STOP, request)
                 return
@@ -180,12 +184,12 @@ class Generator:
                 self._ended(Finish.LENGTH, request)
                 return
 
-    def host_step(self, n_tokens: int, limit: int) -> int:
+    def host_step(self, n_tokens: int, limit: int, sampling: Sampling | None = None) -> int:
         """Feed what is not in the cache yet, chunk by chunk, and read the token sampled from it."""
         history, programs = self._history, self._resources.programs
         for rows in choose_chunks(n_tokens - history.past, prefill_sizes(programs)):
             length = min(rows, n_tokens - history.past)
-            self._writer.write_words(history.past, n_tokens, limit, length=length)
+            self._writer.write_words(history.past, n_tokens, limit, length=length, sampling=sampling)
             work = [programs["decode" if rows == 1 else f"prefill_{rows}"]]
             if history.past + length == n_tokens:
                 batch = self._submit(work, n_tokens, 1)

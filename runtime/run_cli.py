@@ -1,185 +1,102 @@
-"""webgpu-run: generate from an artifact, streaming."""
+"""The `webgpu-run` command: generate from an artifact, streaming.
+
+Exit codes: 0; 2 for what the user can mend (one sentence on stderr says what); 130 when interrupted.
+"""
 
 from __future__ import annotations
 
-import signal
+import os
 import sys
-import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from types import FrameType
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import click
 
-from .artifact import open_artifact
 from .errors import RuntimeFailure
 from .inspect_tables import printable
-from .loading import load
-from .session import TOKENS_PER_SUBMIT, Session
-from .text import TextStream, load_tokenizer
+from .run_options import EXAMPLES, OPTIONS, SectionOption, options_from
 
-INTERRUPTED = 130
+BROKEN_PIPE, USAGE, INTERRUPTED = 1, 2, 130
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("folder", type=click.Path())
-@click.option("--prompt", help="Text to go on from; needs the artifact's tokenizer.json.")
-@click.option("--tokens", help="Token ids to go on from, as 1,2,3; token ids are printed.")
-@click.option("-n", "--max-new-tokens", type=click.IntRange(min=0), help="Stop after so many tokens.")
-@click.option("--variant", help="Force a variant; the best that the adapter runs otherwise.")
-@click.option(
-    "--tokens-per-submit",
-    type=click.IntRange(min=1),
-    default=TOKENS_PER_SUBMIT,
-    show_default=True,
-    help="Tokens that the GPU makes on its own before they are read.",
-)
-@click.option("--stats", is_flag=True, help="Print the time to the first token and tokens per second.")
-def main(
-    folder: str,
-    prompt: str | None,
-    tokens: str | None,
-    max_new_tokens: int | None,
-    variant: str | None,
-    tokens_per_submit: int,
-    stats: bool,
-) -> None:
-    """Generate from the artifact in FOLDER, greedily. Ctrl-C ends the generation."""
-    warnings.showwarning = _show_warning
-    try:
-        sys.exit(run(folder, prompt, tokens, max_new_tokens, variant, tokens_per_submit, stats))
-    except RuntimeFailure as error:
-        click.echo(f"error: {printable(str(error), keep=chr(10))}", err=True)
-        sys.exit(2)
+class RunCommand(click.Command):
+    """Whatever happens ends in an exit code, and at most one sentence on stderr. Options have sections."""
 
+    def main(  # type: ignore[override]  # it never returns, whatever standalone_mode says
+        self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
+    ) -> NoReturn:
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):  # a terminal may know ASCII only
+                stream.reconfigure(errors="replace")
+        extra["standalone_mode"] = False
+        sys.exit(self._exit_code(args, prog_name or "webgpu-run", extra))
 
-@dataclass(slots=True)
-class Timing:
-    """Seconds, and the tokens that they were for."""
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            section = parameter.section if isinstance(parameter, SectionOption) else "Help"
+            if record is not None and isinstance(parameter, click.Option):
+                sections.setdefault(section, []).append(record)
+        for section, records in sections.items():
+            with formatter.section(section):
+                formatter.write_dl(records)
 
-    load: float = 0.0
-    first: float = 0.0
-    total: float = 0.0
-    n_prompt: int = 0
-    n_tokens: int = 0
-
-    def text(self) -> str:
-        lines = [f"load         {self.load:8.2f} s"]
-        if self.n_tokens:
-            rate = self.n_prompt / self.first if self.first else 0.0
-            lines.append(f"first token  {1000 * self.first:8.1f} ms")
-            lines.append(f"prompt       {rate:8.1f} tokens/s  ({self.n_prompt} tokens)")
-        if self.n_tokens > 1 and self.total > self.first:
-            rate = (self.n_tokens - 1) / (self.total - self.first)
-            lines.append(f"generation   {rate:8.1f} tokens/s  ({self.n_tokens} tokens)")
-        return "\n".join(lines)
-
-
-def run(
-    folder: str,
-    prompt: str | None,
-    tokens: str | None,
-    max_new_tokens: int | None,
-    variant: str | None,
-    tokens_per_submit: int,
-    stats: bool,
-) -> int:
-    """Load, generate and print; returns the exit code.
-
-    Raises:
-        RuntimeFailure: the artifact, the adapter or an option cannot be used.
-    """
-    if (prompt is None) == (tokens is None):
-        raise RuntimeFailure("the prompt", "must be given once", "use either --prompt TEXT or --tokens 1,2,3")
-    if tokens is not None:
-        ids, stream = parse_tokens(tokens), None
-    else:
-        tokenizer = load_tokenizer(open_artifact(folder))
-        ids, stream = tokenizer.encode(prompt).ids, TextStream(tokenizer)
-    timing = Timing(n_prompt=len(ids))
-    start = time.perf_counter()
-    with load(folder, variant=variant) as session:
-        timing.load = time.perf_counter() - start
-        iterator = session.generate(ids, max_new_tokens, tokens_per_submit=tokens_per_submit)
-        with interruptible() as interrupted:
-            _print_stream(_timed(iterator, timing, interrupted), stream)
-        if stats:
-            click.echo(_where(session), err=True)
-            click.echo(timing.text(), err=True)
-        if interrupted():
+    def _exit_code(self, args: Sequence[str] | None, prog_name: str, extra: dict[str, Any]) -> int:
+        try:
+            code = super().main(args, prog_name, **extra)
+            sys.stdout.flush()
+            return code if isinstance(code, int) else 0
+        except RuntimeFailure as error:
+            return _say(str(error), USAGE)
+        except click.UsageError as error:
+            return _say(usage_sentence(error), USAGE)
+        except BrokenPipeError:  # the reader of our output has left: nothing more to say, not even at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return BROKEN_PIPE
+        except (KeyboardInterrupt, click.Abort):
             click.echo("interrupted", err=True)
             return INTERRUPTED
-    return 0
 
 
-def parse_tokens(text: str) -> list[int]:
-    """1,2,3 or 1 2 3  =>  [1, 2, 3]
+@click.command(
+    cls=RunCommand,
+    params=[click.Argument(["folder"]), *OPTIONS],
+    epilog=EXAMPLES,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+def main(**values: Any) -> int:
+    """Generate text from the artifact in FOLDER, which webgpu-compile wrote.
 
-    Raises:
-        RuntimeFailure: something else.
+    Without a prompt it asks for one: lines are edited as in a shell, and three double quotes begin and end
+    a text of several lines. A model with a chat template answers, another goes on from the text. Ctrl-C
+    stops the generation.
     """
-    try:
-        return [int(part) for part in text.replace(",", " ").split()]
-    except ValueError:
-        raise RuntimeFailure("--tokens", f"is {text[:40]!r}", "give token ids as 1,2,3") from None
+    from .run_once import run
+
+    warnings.showwarning = _show_warning
+    return run(options_from(values))
 
 
-@contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C sets a flag that the caller looks at; a second one is a KeyboardInterrupt as usual.
-
-    An exception could otherwise rise anywhere, in a callback of the GPU library too.
-    """
-    seen = False
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        nonlocal seen
-        if seen:
-            raise KeyboardInterrupt
-        seen = True
-
-    before = signal.signal(signal.SIGINT, handle)
-    try:
-        yield lambda: seen
-    finally:
-        signal.signal(signal.SIGINT, before)
+def usage_sentence(error: click.UsageError) -> str:
+    """Click's complaint as one sentence: option, what is wrong, what to do."""
+    see_help = "see webgpu-run --help"
+    if isinstance(error, click.NoSuchOption):
+        close = " or ".join(error.possibilities or ())
+        hint = f"did you mean {close}" if close else see_help
+        return f"{error.option_name}: there is no such option; {hint}."
+    if isinstance(error, click.MissingParameter):
+        return f"FOLDER: no artifact is given; name the folder that webgpu-compile wrote, or {see_help}."
+    message = error.message.rstrip(".")
+    if isinstance(error, click.BadParameter) and error.param is not None:
+        return f"{error.param.opts[-1]}: {message}; {see_help}."
+    return f"{message[:1].lower()}{message[1:]}; {see_help}."
 
 
-def _timed(iterator: Iterable[int], timing: Timing, interrupted: Callable[[], bool]) -> Iterator[int]:
-    start = time.perf_counter()
-    for token in iterator:
-        timing.total = time.perf_counter() - start
-        timing.first = timing.first or timing.total
-        timing.n_tokens += 1
-        yield token
-        if interrupted():
-            return
-
-
-def _print_stream(tokens: Iterable[int], stream: TextStream | None) -> None:
-    """Text as it comes, or token ids separated by commas; a line feed at the end."""
-    separator = ""
-    for token in tokens:
-        text = f"{separator}{token}" if stream is None else stream.push(token)
-        separator = ","
-        _write(text)
-    if stream is not None:
-        _write(stream.finish())
-    _write("\n")
-
-
-def _write(text: str) -> None:
-    # A model may write anything, also what drives a terminal.
-    sys.stdout.write(printable(text, keep="\n\t") if sys.stdout.isatty() else text)
-    sys.stdout.flush()
-
-
-def _where(session: Session) -> str:
-    info = session.adapter_info
-    return f"{info['device']} ({info['backend_type']}), variant {session.variant_reason}"
+def _say(sentence: str, code: int) -> int:
+    click.echo(f"error: {printable(sentence, keep=chr(10))}", err=True)
+    return code
 
 
 def _show_warning(message: Any, *_: Any, **__: Any) -> None:

@@ -72,6 +72,13 @@ class Sequence(_Record, frozen=True):
     cache), length (rows of this step), total_length (their sum), call_length (total at the end of the call),
     n_tokens (tokens known), limit (tokens at which generation ends), stop (0 runs, 1 stop token, 2 limit),
     n_stop_tokens and stop_tokens (the first of `max_stop_tokens`).
+    An artifact that can sample has nine more, written once per call: sampling (0 takes the arg-max and the
+    others are not read, 1 draws a token, 2 takes the first one that the filters leave), seed_low, seed_high,
+    inverse_temperature (f32: 2^26 · log2(e) / temperature), top_k (0: all), top_p (round(p · 2^32) within 1
+    and 2^32 - 1; 0: all), min_p (ceil(min_p · 2^31), at least 1), repetition_penalty (f32) and
+    inverse_repetition_penalty (f32: 1 / penalty). The f32 words are computed in f64, rounded once to f32, and
+    kept between the least normal and the greatest finite one. Greedy with a penalty is sampling 2 with the
+    greatest f32 as inverse_temperature, top_k 1 and top_p 0.
     `tokens` is an i32 buffer of `capacity` + 1 token ids by position.
     """
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .errors import RuntimeFailure
+from .sampling import Sampling
 from .schema import Sequence as SequenceState
 
 
@@ -91,9 +92,16 @@ class Writer:
             self.queue.write_buffer(self.tokens, 4 * first, np.array(tokens[first:], dtype=np.int32))
 
     def write_words(
-        self, past: int, n_tokens: int, limit: int, stop_tokens: Iterable[int] = (), *, length: int = 1
+        self,
+        past: int,
+        n_tokens: int,
+        limit: int,
+        stop_tokens: Iterable[int] = (),
+        *,
+        length: int = 1,
+        sampling: Sampling | None = None,
     ) -> None:
-        """Every word that the artifact has, contiguous ones together."""
+        """Every word that the artifact has, contiguous ones together. Greedy unless `sampling` is given."""
         stop = list(stop_tokens)
         total = past + length
         values = {
@@ -105,6 +113,7 @@ class Writer:
             "limit": limit,
             "stop": 0,
             "n_stop_tokens": len(stop),
+            **(sampling or Sampling()).words(),
         }
         index = self.state.words
         placed = {index[name]: value for name, value in values.items() if name in index}

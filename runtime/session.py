@@ -16,6 +16,7 @@ from .graph_run import run_graph
 from .ports import Array
 from .readback import Readback
 from .resources import Resources
+from .sampling import Sampling, checked_sampling, require_words
 from .schema import Manifest, Variant
 from .sequence import History, Writer, check_capacity, token_ids
 
@@ -43,6 +44,7 @@ class Session:
         self._history = History()
         self._active: weakref.ref[PyGenerator[int, None, None]] | None = None
         self._finish: Finish | None = None
+        self._seed: int | None = None
         self._generator: Generator | None = None
         self._decoder: DecoderRun | None = None
         if manifest.sequence is not None:
@@ -70,6 +72,11 @@ class Session:
     def finish_reason(self) -> str | None:
         """Why the last generation ended: stop, length, capacity; None while it runs or when it was left."""
         return None if self._finish is None else self._finish.value
+
+    @property
+    def seed(self) -> int | None:
+        """The seed of the last generation, given or not; None before the first."""
+        return self._seed
 
     def run(self, inputs: Mapping[str, Any], outputs: Iterable[str] | None = None) -> dict[str, Array]:
         """Run the model once, as ONNX Runtime's session does.
@@ -99,14 +106,32 @@ class Session:
         max_new_tokens: int | None = None,
         stop_tokens: Iterable[int] | None = None,
         tokens_per_submit: int = TOKENS_PER_SUBMIT,
+        *,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
     ) -> Iterator[int]:
-        """Append `ids` to the sequence and generate greedily.
+        """Append `ids` to the sequence and generate, on the GPU alone: greedily, or by sampling.
+
+        The filters work as in transformers and in that order: repetition penalty, temperature, top-k, top-p,
+        min-p. A seed gives the same tokens whatever `tokens_per_submit` is, and on every GPU that computes
+        the same logits.
 
         Args:
             ids: token ids; empty to go on from where the sequence ends.
             max_new_tokens: None for as many as fit.
             stop_tokens: None for the model's own. A stop token ends the generation and is not given.
             tokens_per_submit: tokens computed per submission and read together.
+            temperature: 0 takes the most likely token. None is 0, or 1 if top_k, top_p or min_p is given.
+            top_k: only the k most likely tokens, and those equal to the last of them; 0 for all.
+            top_p: only the most likely tokens that together have this probability, from above 0 to 1 for all.
+            min_p: only tokens at least this likely relative to the most likely one, 0 to 1.
+            repetition_penalty: above 0; logits of the history's tokens are divided by it if positive, else
+                multiplied. 1 for none. Greedy generation heeds it too.
+            seed: of the random numbers, 0 to 2^64 - 1; None for one from the system, see `seed`.
 
         Returns:
             An iterator of token ids. Leaving it early is fine: the sequence is what it gave.
@@ -118,7 +143,10 @@ class Session:
         if self.manifest.sequence is None or self._generator is None:
             raise RuntimeFailure("generate", "needs a language model", "use run() for this model")
         prompt = token_ids(ids, self.manifest.sequence.vocab_size)
-        request = self._request(len(prompt), max_new_tokens, stop_tokens, tokens_per_submit)
+        sampling = checked_sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+        require_words(self.manifest.sequence.words, sampling)
+        request = self._request(len(prompt), max_new_tokens, stop_tokens, tokens_per_submit, sampling)
+        self._seed = sampling.seed
         iterator = self._generate(self._generator, request, prompt)
         self._active = weakref.ref(iterator)
         return iterator
@@ -175,6 +203,7 @@ class Session:
         max_new_tokens: int | None,
         stop_tokens: Iterable[int] | None,
         tokens_per_submit: int,
+        sampling: Sampling,
     ) -> Request:
         state = self.manifest.sequence
         assert state is not None
@@ -194,7 +223,7 @@ class Session:
         n_tokens, most = known + n_new, state.capacity + 1
         wanted = most if max_new_tokens is None else n_tokens + max_new_tokens
         limited = max_new_tokens is None or wanted > most
-        return Request(n_tokens, min(wanted, most), tuple(stop), tokens_per_submit, limited)
+        return Request(n_tokens, min(wanted, most), tuple(stop), tokens_per_submit, limited, sampling)
 
     def _generate(
         self, generator: Generator, request: Request, prompt: list[int]

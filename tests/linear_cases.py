@@ -136,12 +136,11 @@ def quantized(x: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
 def activations(
     rng: np.random.Generator, case: Case, rows: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """x as the kernel takes it, and what it stands for in float64. Without `rows`: the one row of a GEMV,
-    which quantises for itself."""
+    """x as the kernel takes it, and what it stands for in float64; one row without `rows`."""
     x = rng.normal(0, 1, (rows or 1, case.linear.k)).astype(np.float32)
     if case.linear.activation == "int8":
         tensor, values = quantized(x, case.linear.chunk)
-        return (tensor if rows else x), values
+        return tensor, values
     return x, x.astype(np.float64)
 
 

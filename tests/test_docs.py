@@ -27,7 +27,7 @@ from webgpu_compile.compiler.lowering.builder import OPS
 from webgpu_compile.compiler.passes.dump import to_model
 from webgpu_compile.compiler.sequence import WORDS
 from webgpu_compile.models import __main__ as models_cli
-from webgpu_compile.runtime import inspect_cli, run_cli, schema
+from webgpu_compile.runtime import inspect_cli, run_cli, schema, serve_cli
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("models/*.md")])
@@ -35,6 +35,7 @@ COMMANDS = {
     "webgpu-compile": compile_cli.command,
     "webgpu-run": run_cli.main,
     "webgpu-inspect": inspect_cli.main,
+    "webgpu-serve": serve_cli.main,
     "python -m webgpu_compile.models": models_cli.main,
 }
 

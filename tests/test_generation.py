@@ -421,7 +421,11 @@ def test_present_is_onnx_runtimes_cache(artifacts: Artifacts, name: str, toleran
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_memcpy_and_few_dispatches(artifacts: Artifacts, family: str, mask: Any) -> None:
-    """MemcpyToHost 1 or more before and none after, no node on the host; 8 dispatches per layer and 6."""
+    """MemcpyToHost 1 or more before and none after, no node on the host.
+
+    Dispatches: at most 8 per layer and 4 around the layers, and 3 that leave at once unless they sample.
+    int8 activations, the default for 4-bit models, take 6 per layer.
+    """
     for changes in ({"n_layers": 1}, {"n_layers": 3}, {"n_layers": 3, **FP16}):
         for activations in ("auto", "float"):
             config = of(family, mask=mask, **changes)
@@ -434,7 +438,9 @@ def test_no_memcpy_and_few_dispatches(artifacts: Artifacts, family: str, mask: A
             assert counts.host_nodes_after == 0
             for variant, programs in result.programs.items():
                 decode = next(program for program in programs if program.name == "decode")
-                assert len(decode.kernels) <= 8 * config.n_layers + 6, f"{variant} {changes} {activations}"
+                int8 = activations == "auto" and "precision" not in changes
+                per_layer = 6 if int8 else 8
+                assert len(decode.kernels) <= per_layer * config.n_layers + 7, (variant, changes, activations)
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

@@ -27,11 +27,16 @@ def package_of(folder: Path) -> str:
 
 
 def source_files() -> dict[str, Path]:
+    """Files by their path in the wheel. models/demo is scripts and weights for the checkout only."""
     files = {}
     for home in set(HOMES.values()):
         for file in (ROOT / home).rglob("*"):
             inside = file.relative_to(ROOT).parts
-            if file.suffix in {".py", ".j2", ".typed", ".css", ".js"} and "__pycache__" not in inside:
+            if file.suffix in {".py", ".j2", ".typed", ".css", ".js"} and not {
+                "__pycache__",
+                "demo",
+                "node_modules",
+            } & set(inside):
                 files[package_of(file.parent).replace(".", "/") + "/" + file.name] = file
     files["webgpu_compile/runtime/manifest.schema.json"] = ROOT / "runtime/manifest.schema.json"
     return files

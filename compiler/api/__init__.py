@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .compiler import CompileError, compile
-    from .runtime import RuntimeFailure, Session, load
+    from .runtime import RuntimeFailure, Session, TextGenerator, in_thread, load
 
-__all__ = ["CompileError", "RuntimeFailure", "Session", "compile", "load"]
+__all__ = ["CompileError", "RuntimeFailure", "Session", "TextGenerator", "compile", "in_thread", "load"]
 
 _HOME = {
     "compile": "compiler",
     "CompileError": "compiler",
+    "TextGenerator": "runtime",
+    "in_thread": "runtime",
     "load": "runtime",
     "Session": "runtime",
     "RuntimeFailure": "runtime",

@@ -14,6 +14,7 @@ from math import sqrt
 
 from ..program import Access, Binding, Constant, DType, Grid, IndirectGrid, Kernel, Role, Tensor
 from ..sequence import SEQUENCE
+from .quantize import quantized_scales
 
 SPLIT = 64  # cache positions per workgroup of decode attention
 THREADS = 128
@@ -188,8 +189,11 @@ def decode_attention(
     nodes: tuple[str, ...],
     head_sink: str | None = None,
     grid: str | None = None,
+    out_int8: bool = False,
 ) -> Lowered:
     """One position: q f32 [heads, head_size] (rotated) over the cache to `out` f32 [heads · head_size].
+
+    With `out_int8` (several splits, head size a multiple of 32) `out` is a `quantized_tensor` instead.
 
     The position is the last of the sequence, `total_length` - 1, and is in the cache. Scratch tensors are
     called `name`/...; `grid` names the `attention_grid` to run from instead of the worst case. Both forms
@@ -227,6 +231,8 @@ def decode_attention(
             segments=SEGMENTS,
             parts=THREADS // SPLIT,
             slices=slices,
+            key_loads=-(-attention.fours // (THREADS // SPLIT)),
+            value_loads=-(-SPLIT // slices),
             batch=batch,
         ),
         nodes=nodes,
@@ -250,6 +256,8 @@ def decode_attention(
             n_splits=attention.n_splits,
             lanes=REDUCE_FOURS,
             slices=THREADS // REDUCE_FOURS,
+            y_int8=out_int8,
+            y_scales=quantized_scales(attention.heads * attention.head_size, 4 * REDUCE_FOURS),
         ),
         nodes=nodes,
         workgroup_nbytes=THREADS * 16 + THREADS // REDUCE_FOURS * 8,
@@ -290,6 +298,7 @@ def prefill_attention(
             tile_keys=TILE_KEYS,
             tile_fours=TILE_FOURS,
             columns=-(-attention.fours // 16),
+            value_unroll=8,
         ),
         nodes=nodes,
         workgroup_nbytes=(TILE_ROWS + TILE_KEYS) * (TILE_FOURS + 1) * 16

@@ -59,6 +59,7 @@ class DecoderShape:
     logits: str
     driven_by: str = "gpu"
     indirect_attention: bool = False
+    few_rows: bool = False  # every chunk is small enough for products without tiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +251,8 @@ class Builder:
         self.weights: dict[str, Weight] = {}
         self.aliases: dict[str, str] = {}
         self.kernels: list[Kernel] = []
+        self.lowered: set[str] = set()  # nodes that an earlier one's kernel took over
+        self.deferred_norms: dict[str, float] = {}  # epsilon by tensor: see linear_epilogue.Residual
         if decoder:
             self.tensor(SEQUENCE, DType.U32, (N_WORDS,), Role.STATE)
             self.tensor(TOKENS, DType.I32, (decoder.capacity + 1,), Role.STATE)
@@ -315,6 +318,11 @@ class Builder:
         self.weights[name] = Weight(tensor, layout, tuple(map(Source, sources)), rows)
         return tensor
 
+    @property
+    def few_rows(self) -> bool:
+        """Whether products of few rows may sum in an order of their own (see `linear.gemm`)."""
+        return self.decoder is not None and self.decoder.few_rows
+
     def int8_activations(self, accuracy_level: int) -> bool:
         """Whether a 4-bit layer may quantise its activations to int8, which accuracy_level 4 allows."""
         return self.activations == "int8" or (self.activations == "auto" and accuracy_level == 4)
@@ -322,6 +330,8 @@ class Builder:
     # -- lowering
 
     def lower_node(self, node: gs.Node) -> None:
+        if node.name in self.lowered:
+            return
         record = record_of(node)
         if record is None:
             domain = f"{node.domain}." if node.domain else ""

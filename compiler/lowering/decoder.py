@@ -14,7 +14,9 @@ from ..passes.shapes import concrete_shapes
 from ..program import DType, Program
 from ..target import SPEC_LIMITS, Target
 from .builder import Builder, DecoderShape
-from .sequence_state import ARGMAX_VALUES, advance, argmax, begin, sample
+from .linear import FEW_ROWS
+from .sampling import sample
+from .sequence_state import ARGMAX_VALUES, advance, argmax, begin
 
 DEFAULT_CAPACITY = 4096
 """Positions of the KV cache where the user does not say: models promise up to 131,072, memory does not."""
@@ -70,6 +72,7 @@ def decoder_shape(device: DeviceModel, options: CompileOptions) -> DecoderShape:
         logits=interface.logits,
         driven_by=options.sequence_length,
         indirect_attention=options.attention_dispatch == "indirect",
+        few_rows=max(options.prefill_chunks) <= FEW_ROWS,
     )
 
 
@@ -108,7 +111,7 @@ def lower_decoder(
     if one_position:
         if ARGMAX_VALUES not in builder.tensors:
             builder.add(argmax(builder))
-        builder.add(sample(builder))
+        builder.add(*sample(builder))
     elif gpu_driven:
         builder.add(advance(builder))
     return builder.program(spec.name, inputs=(), outputs=(decoder.logits,))

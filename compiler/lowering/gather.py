@@ -11,7 +11,7 @@ from ..sequence import SEQUENCE, TOKENS
 from .builder import WEIGHT_STORAGE, Op, lower, reads, split_rows, writes
 from .matmul import matmul_linear
 
-THREADS = 64
+THREADS = 256
 MAX_TABLES = 4
 """Segments of one table bound by one dispatch; with scales, ids, sequence and output that makes 8."""
 

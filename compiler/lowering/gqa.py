@@ -19,6 +19,7 @@ from .attention import (
     rope_append,
 )
 from .builder import WEIGHT_STORAGE, Op, lower
+from .int8_readers import Readers, readers, write_int8
 from .linear import gemm, gemv
 from .linear_epilogue import RopeAppend
 from .linear_format import Linear
@@ -61,9 +62,9 @@ def qkv_attention(op: Op) -> list[Kernel]:
         return [*kernels, *layer.project_and_append(op, linear, x), *layer.attend(op)]
     qkv = op.scratch("qkv", DType.F32, (rows, linear.n))
     if rows == 1:
-        kernels += gemv(linear, x, qkv.name, nodes=op.nodes)
+        kernels += gemv(linear, x, qkv.name, nodes=op.nodes, x_epsilon=op.builder.deferred_norms.get(x))
     else:
-        kernels += gemm(linear, x, qkv.name, rows, nodes=op.nodes)
+        kernels += gemm(linear, x, qkv.name, rows, nodes=op.nodes, few_rows=op.builder.few_rows)
     return [*kernels, *layer.append(op, qkv.name), *layer.attend(op)]
 
 
@@ -92,6 +93,7 @@ class Layer:
     out: str
     head_sink: str | None
     grid: str | None
+    out_int8: bool
 
     @classmethod
     def of(cls, op: Op, *, past: int, cos: int, head_size: int, head_sink: int | None = None) -> Layer:
@@ -129,6 +131,14 @@ class Layer:
         if decoder.indirect_attention and builder.rows == 1:
             tensor = attention_grid(f"attention_grid/{attention.window}")
             grid = builder.tensor(tensor.name, tensor.dtype, tensor.shape, tensor.role).name
+        # The reduction of decode attention writes blocks of 32 values.
+        int8 = (
+            builder.rows == 1
+            and attention.n_splits > 1
+            and head_size % 32 == 0
+            and readers(builder, op.node.outputs[0]) == Readers(32, others=False)
+        )
+        out = write_int8(op, 0, 1, 32) if int8 else op.write()
         q_shape = (builder.rows, attention.heads * head_size)
         q = op.scratch("q", DType.F32, q_shape).name
         return cls(
@@ -137,9 +147,10 @@ class Layer:
             caches[0].name,
             caches[1].name,
             q,
-            op.write().name,
+            out.name,
             sink.name if sink else None,
             grid,
+            int8,
         )
 
     def append(self, op: Op, qkv: str | tuple[str, str, str]) -> tuple[Kernel, ...]:
@@ -162,7 +173,8 @@ class Layer:
         names = {field.name for field in fields(RopeAppend)} - {"k_cache", "v_cache", "rope"}
         shared = {name: value for name, value in asdict(self.attention).items() if name in names}
         epilogue = RopeAppend(k_cache=self.k_cache, v_cache=self.v_cache, rope=self.rope, **shared)
-        return gemv(linear, x, self.q, nodes=op.nodes, epilogue=epilogue)
+        epsilon = op.builder.deferred_norms.get(x)
+        return gemv(linear, x, self.q, nodes=op.nodes, epilogue=epilogue, x_epsilon=epsilon)
 
     def attend(self, op: Op) -> tuple[Kernel, ...]:
         """Kernels from the rotated q and the cache to the output."""
@@ -173,6 +185,7 @@ class Layer:
                 k_cache=self.k_cache,
                 v_cache=self.v_cache,
                 out=self.out,
+                out_int8=self.out_int8,
                 name=op.name,
                 nodes=op.nodes,
                 head_sink=self.head_sink,

@@ -18,25 +18,42 @@ from .linear_epilogue import (
     Epilogue,
     Gated,
     Plain,
+    Residual,
     RopeAppend,
     check,
     epilogue_constants,
     outputs,
 )
 from .linear_format import Linear, Segment, params_words
-from .quantize import quantized_tensor
+from .quantize import quantized_squares, quantized_tensor
 
 TILE_N = 64  # rows of W per workgroup of a GEMM
 
 
 @dataclass(frozen=True, slots=True)
 class GemvShape:
-    """How a GEMV runs: threads per workgroup, dot products they compute together (1, 2 or 4), and how many
-    such groups of rows a workgroup takes one after the other."""
+    """How a GEMV runs, in powers of two.
+
+    `lanes` threads walk together along K of the same `rows` rows of W and add up what they have in
+    workgroup memory, so that no subgroup size matters. `unroll` chunks of a row are loaded at once.
+    """
 
     threads: int
-    dots: int
-    repeats: int = 1
+    lanes: int
+    rows: int
+    unroll: int = 1
+
+    @property
+    def tile_rows(self) -> int:
+        """Rows of W per workgroup."""
+        return self.threads // self.lanes * self.rows
+
+    def __post_init__(self) -> None:
+        if not self.rows <= self.lanes <= self.threads:
+            raise ValueError(f"{self}: a row of sums is added up by at least one thread")
+
+
+FEW_ROWS = 16  # rows of x that `gemm` can take without tiles
 
 
 def gemv(
@@ -48,17 +65,20 @@ def gemv(
     epilogue: Epilogue | None = None,
     shape: GemvShape | None = None,
     sequence: str | None = SEQUENCE,
+    x_epsilon: float | None = None,
     name: str = "",
 ) -> list[Kernel]:
-    """y [1, n] f32 from one row of x, f32 [1, k]. With int8 activations the kernel quantises what it reads.
+    """y [1, n] f32 from one row of x: f32 [1, k], or with int8 activations as `quantize` writes it.
 
-    With `sequence` the kernel does nothing once `sequence.stop` is set. Raises ValueError where a kernel
-    would need more than eight storage buffers, or an epilogue does not fit the `Linear`.
+    With `sequence` the kernel does nothing once `sequence.stop` is set. `x_epsilon`: x is what `Residual`
+    wrote, and lacks the factor of an RMSNorm with this epsilon. Raises ValueError where a kernel would
+    need more than eight storage buffers, or an epilogue does not fit the `Linear`.
     """
     epilogue = epilogue or Plain()
     check(linear, epilogue)
     if isinstance(epilogue, RopeAppend) and sequence is None:
         raise ValueError("appending to a KV cache needs the sequence words: they hold the position")
+    int8 = linear.activation == "int8"
     shape = shape or gemv_shape(linear, epilogue)
     kernels = []
     partials_begin = 0
@@ -66,11 +86,13 @@ def gemv(
         n_groups = _gemv_groups(linear, segment, shape)
         grid = fold_grid(n_groups)
         constants = {
-            **_constants(linear, segment, x_limit=linear.n_chunks * linear.chunk, x_int8=False),
-            **epilogue_constants(epilogue),
-            "dots": shape.dots,
-            "repeats": shape.repeats,
-            "sum_type": {1: "f32", 2: "vec2<f32>", 4: "vec4<f32>"}[shape.dots],
+            **_constants(linear, segment, x_limit=linear.n_chunks * linear.chunk, x_int8=int8),
+            **epilogue_constants(epilogue, linear),
+            **_shape_constants(shape),
+            "rows": 1,
+            "unroll": shape.unroll if linear.n_chunks % (shape.unroll * shape.lanes) == 0 else 1,
+            "x_epsilon": x_epsilon or 0,
+            "x_squares": quantized_squares(linear.k, linear.chunk),
             "grid_x": grid[0],
             "grid_y": grid[1],
             "n_groups": n_groups,
@@ -87,7 +109,7 @@ def gemv(
                 bindings=(*_inputs(linear, segment, x, sequence), *outputs(epilogue, y)),
                 constants=tuple(sorted(constants.items())),
                 nodes=nodes,
-                workgroup_nbytes=shape.threads * shape.dots * 4,
+                workgroup_nbytes=4 * (shape.tile_rows * (shape.lanes + 2) + 2 * shape.threads + 1),
                 work=_work(linear, segment),
             )
         )
@@ -103,16 +125,21 @@ def gemm(
     nodes: tuple[str, ...],
     epilogue: Epilogue | None = None,
     sequence: str | None = SEQUENCE,
+    few_rows: bool = False,
     name: str = "",
 ) -> list[Kernel]:
     """y [rows, n] f32 from x: f32 [rows, k], or as `quantize` writes it. Epilogues: `Plain`, `Gated`.
 
-    With `sequence`, rows from `sequence.length` on may be left unwritten.
+    With `sequence`, rows from `sequence.length` on may be left unwritten. `few_rows` takes up to `FEW_ROWS`
+    int8 rows without tiles, several times faster, but sums in another order than the tiles do: a model
+    whose chunks are of several sizes must not mix the two, or a prompt's logits depend on how it is cut.
     """
     epilogue = epilogue or Plain()
-    if not isinstance(epilogue, Plain | Gated):
+    if not isinstance(epilogue, Plain | Gated) or getattr(epilogue, "y_int8", False):
         raise ValueError(f"a GEMM has no epilogue {type(epilogue).__name__}")
     check(linear, epilogue)
+    if few_rows and rows <= FEW_ROWS and linear.activation == "int8":
+        return _gemv_rows(linear, x, y, rows, nodes, epilogue, sequence, name)
     tile_m = next((size for size in (16, 32) if rows <= size), 64)
     threads = min(tile_m * 4, 128)
     int8 = linear.activation == "int8"
@@ -122,7 +149,7 @@ def gemm(
     for segment in linear.segments:
         constants = {
             **_constants(linear, segment, x_limit=-(-linear.k // k_step) * k_step, x_int8=int8),
-            **epilogue_constants(epilogue),
+            **epilogue_constants(epilogue, linear),
             "rows": rows,
             "y_stride": linear.n,
             "y_at": f"{segment.begin}u + " if segment.begin else "",
@@ -152,6 +179,44 @@ def gemm(
     return kernels
 
 
+def _gemv_rows(
+    linear: Linear,
+    x: str,
+    y: str,
+    rows: int,
+    nodes: tuple[str, ...],
+    epilogue: Epilogue,
+    sequence: str | None,
+    name: str,
+) -> list[Kernel]:
+    """A GEMM for a few rows of x: as `gemv`, bound by reading W, where tiles would leave the GPU idle."""
+    shape = GemvShape(128, 32, 4)
+    kernels = []
+    for segment in linear.segments:
+        constants = {
+            **_constants(linear, segment, x_limit=linear.n_chunks * linear.chunk, x_int8=True),
+            **epilogue_constants(epilogue, linear),
+            **_shape_constants(shape),
+            "rows": rows,
+            "y_stride": linear.n,
+            "y_at": f"{segment.begin}u + " if segment.begin else "",
+        }
+        kernels.append(
+            Kernel(
+                name=name or _name("gemv_rows", linear, epilogue),
+                template="linear_gemv_rows.wgsl.j2",
+                workgroup=(shape.threads, 1, 1),
+                grid=(_gemv_groups(linear, segment, shape), 1, 1),
+                bindings=(*_inputs(linear, segment, x, sequence), *outputs(epilogue, y)),
+                constants=tuple(sorted(constants.items())),
+                nodes=nodes,
+                workgroup_nbytes=4 * (shape.tile_rows * shape.lanes + shape.threads),
+                work=rows * _work(linear, segment),
+            )
+        )
+    return kernels
+
+
 def n_partials(linear: Linear, shape: GemvShape | None = None) -> int:
     """How many (value, index) pairs the kernels of `gemv` with `Argmax` write, over all segments."""
     shape = shape or gemv_shape(linear, Argmax("", ""))
@@ -159,20 +224,40 @@ def n_partials(linear: Linear, shape: GemvShape | None = None) -> int:
 
 
 def gemv_shape(linear: Linear, epilogue: Epilogue) -> GemvShape:
-    """Threads enough that each takes about two chunks of a row; fewer rows at once where n is small."""
-    threads = next((t for t in (32, 64, 128) if 2 * t >= linear.n_chunks), 256)
-    if isinstance(epilogue, RopeAppend):
-        return GemvShape(threads, 4)
-    dots = 4 if linear.matrix_rows >= 4096 else 2 if linear.matrix_rows >= 512 or linear.gated else 1
-    # A head's partial maxima are read by one workgroup: some thousand are few enough.
-    repeats = 16 if isinstance(epilogue, Argmax) and linear.n >= 16384 else 1
-    return GemvShape(threads, dots, repeats)
+    """Rows for many loads in flight; outputs in whole int8 blocks; by sweeps on an H200 with cold weights.
+
+    See docs/performance.md for the numbers.
+    """
+    if isinstance(epilogue, Residual):
+        return GemvShape(256, 64, linear.chunk // 4, _unroll(linear, 64))
+    if isinstance(epilogue, Gated):
+        # With int8 outputs a workgroup writes one block of them, as many as their readers take together.
+        return GemvShape(256, 32, linear.chunk // 4 if epilogue.y_int8 else 8)
+    if isinstance(epilogue, Argmax):
+        # A head's partial maxima are read by one workgroup: some thousand are few enough.
+        return GemvShape(256, 16, 4, 2)
+    lanes = next((n for n in (32, 64) if n >= linear.n_chunks), 128)
+    return GemvShape(max(lanes, 64), lanes, 8 if linear.matrix_rows >= 2048 else 4, _unroll(linear, lanes))
+
+
+def _unroll(linear: Linear, lanes: int, most: int = 8) -> int:
+    """All the chunks of a lane at once, if they are few."""
+    steps, rest = divmod(linear.n_chunks, lanes)
+    return steps if rest == 0 and 0 < steps <= most else 1
+
+
+def _shape_constants(shape: GemvShape) -> dict[str, Constant]:
+    return {
+        "lanes": shape.lanes,
+        "thread_rows": shape.rows,
+        "tile_rows": shape.tile_rows,
+        "parts": shape.lanes // shape.rows,
+    }
 
 
 def _gemv_groups(linear: Linear, segment: Segment, shape: GemvShape) -> int:
     """Workgroups that a segment's outputs take."""
-    per_tile = shape.dots // 2 if linear.gated else shape.dots
-    return -(-(segment.end - segment.begin) // (per_tile * shape.repeats))
+    return -(-(segment.end - segment.begin) * (2 if linear.gated else 1) // shape.tile_rows)
 
 
 def _constants(linear: Linear, segment: Segment, x_limit: int, x_int8: bool) -> dict[str, Constant]:
@@ -220,6 +305,12 @@ def _work(linear: Linear, segment: Segment) -> int:
 
 
 def _name(kind: str, linear: Linear, epilogue: Epilogue) -> str:
-    suffix = {Plain: "", Gated: "_gated", Argmax: "_argmax", RopeAppend: "_rope_append"}[type(epilogue)]
+    suffix = {
+        Plain: "",
+        Gated: "_gated",
+        Argmax: "_argmax",
+        RopeAppend: "_rope_append",
+        Residual: "_residual",
+    }[type(epilogue)]
     int8 = "_int8" if linear.activation == "int8" else ""
     return f"{kind}_{linear.format}{int8}{suffix}"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ..program import Access, Binding, Constant, DType
 from ..target import SPEC_LIMITS
 from .linear_format import Linear
+from .quantize import quantized_scales, quantized_squares
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,9 +17,28 @@ class Plain:
 
 @dataclass(frozen=True, slots=True)
 class Gated:
-    """y = act(gate) · up, f32 [rows, n], of a gated `Linear`. `act`: "silu", "gelu" (erf), "gelu_tanh"."""
+    """y = act(gate) · up, f32 [rows, n], of a gated `Linear`. `act`: "silu", "gelu" (erf), "gelu_tanh".
+
+    `y_int8`: y is a `quantized_tensor` (GEMV only), for a next layer with the same chunk.
+    """
 
     act: str
+    y_int8: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Residual:
+    """residual + x · Wᵀ (GEMV with int8 activations only): `sum_out` f32 [1, n] gets it where it is read.
+
+    y is the sum times the weight of the RMSNorm that follows, as a `quantized_tensor` with sums of squares:
+    a workgroup knows only its own part of the row, so the norm's factor is left to the readers of y
+    (`x_epsilon` of `gemv`). That saves the norm's dispatch.
+    """
+
+    residual: str
+    norm_weight: str
+    norm_dtype: DType
+    sum_out: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +82,7 @@ class RopeAppend:
     long_row: int = 0
 
 
-Epilogue = Plain | Gated | Argmax | RopeAppend
+Epilogue = Plain | Gated | Argmax | RopeAppend | Residual
 
 
 def check(linear: Linear, epilogue: Epilogue) -> None:
@@ -80,17 +100,33 @@ def check(linear: Linear, epilogue: Epilogue) -> None:
             raise ValueError("head size and rotary dimension must be multiples of 4: four rows go together")
         if bool(epilogue.rope) != bool(epilogue.rotary_dim):
             raise ValueError("a rotary table and a rotary dimension go together")
+    y_int8 = isinstance(epilogue, Residual) or (isinstance(epilogue, Gated) and epilogue.y_int8)
+    if y_int8 and (len(linear.segments) != 1 or linear.n % linear.chunk or linear.activation != "int8"):
+        raise ValueError("int8 outputs are for int8 layers in one segment, in whole blocks")
     n_bindings = 3 + (linear.segments[0].params is not None) + len(outputs(epilogue, ""))
     if n_bindings > SPEC_LIMITS["max-storage-buffers-per-shader-stage"]:
         raise ValueError(f"{n_bindings} storage buffers")
 
 
-def epilogue_constants(epilogue: Epilogue) -> dict[str, Constant]:
+def epilogue_constants(epilogue: Epilogue, linear: Linear) -> dict[str, Constant]:
+    int8 = {
+        "y_block": linear.chunk,
+        "y_scales": quantized_scales(linear.n, linear.chunk),
+        "y_squares": quantized_squares(linear.n, linear.chunk),
+    }
     match epilogue:
-        case Gated(act):
+        case Gated(act, y_int8):
             if act not in ("silu", "gelu", "gelu_tanh"):
                 raise ValueError(f"no gate activation {act!r}")
-            return {"epilogue": "gated", "act": act}
+            return {"epilogue": "gated", "act": act, "y_int8": y_int8, **(int8 if y_int8 else {})}
+        case Residual():
+            padding = -(linear.n // linear.chunk) % 4
+            return {
+                "epilogue": "residual",
+                "norm_dtype": epilogue.norm_dtype.value,
+                "y_padding": padding,
+                **int8,
+            }
         case Argmax():
             return {"epilogue": "argmax"}
         case RopeAppend():
@@ -114,6 +150,11 @@ def epilogue_constants(epilogue: Epilogue) -> dict[str, Constant]:
 
 def outputs(epilogue: Epilogue, y: str) -> list[Binding]:
     bindings = [Binding("y", y, Access.READ_WRITE)]
+    if isinstance(epilogue, Residual):
+        bindings.append(Binding("residual", epilogue.residual))
+        bindings.append(Binding("norm_weight", epilogue.norm_weight))
+        if epilogue.sum_out:
+            bindings.append(Binding("sum_out", epilogue.sum_out, Access.READ_WRITE))
     if isinstance(epilogue, Argmax):
         bindings.append(Binding("partial_values", epilogue.values, Access.READ_WRITE))
         bindings.append(Binding("partial_indices", epilogue.indices, Access.READ_WRITE))

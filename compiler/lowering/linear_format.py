@@ -9,6 +9,11 @@ from ..program import DType
 CHUNK_NBYTES = 16  # bytes of one row of W that a thread takes at a time
 
 
+def int8_chunk(block_size: int) -> int:
+    """4-bit weights that a thread takes at a time, which is also the block of int8 activations."""
+    return min(2 * CHUNK_NBYTES, block_size)
+
+
 @dataclass(frozen=True, slots=True)
 class Segment:
     """Rows [begin, end) of the outputs: tensor names of their weights and of their parameters.
@@ -53,7 +58,7 @@ class Linear:
     def chunk(self) -> int:
         """Weights of a row that a thread takes at a time, 16 bytes (8 where blocks are that short)."""
         if self.format == "q4":
-            return min(2 * CHUNK_NBYTES, self.block_size)
+            return int8_chunk(self.block_size)
         return CHUNK_NBYTES // (2 if self.format == "f16" else 4)
 
     @property

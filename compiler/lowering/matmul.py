@@ -10,8 +10,9 @@ import onnx_graphsurgeon as gs
 
 from ..program import DType, Kernel, Role
 from .builder import WEIGHT_STORAGE, Op, lower
+from .int8_readers import Readers, int8_name, readers, write_int8
 from .linear import gemm, gemv, n_partials
-from .linear_epilogue import Argmax, Gated, Plain
+from .linear_epilogue import Argmax, Epilogue, Gated, Plain, Residual
 from .linear_format import Linear
 from .linear_weights import Part, dense_linear, q4_linear
 from .quantize import quantize, quantized_tensor
@@ -59,37 +60,91 @@ def project(op: Op, linear: Linear) -> list[Kernel]:
     """The kernels of y = linear(x): a GEMV for one row, else a GEMM; the LM head also finds its maximum."""
     rows = prod(op.out_shape()[:-1])
     decoder = op.builder.decoder
-    y = op.write()
     x, kernels = activations(op, linear, rows)
-    epilogue: Plain | Gated | Argmax = Gated(op.attr("activation")) if linear.gated else Plain()
+    epilogue: Epilogue = Gated(op.attr("activation")) if linear.gated else Plain()
     if rows > 1:
+        y = op.write().name
         return [
             *kernels,
-            *gemm(linear, x, y.name, rows, nodes=op.nodes, epilogue=epilogue, sequence=op.sequence),
+            *gemm(
+                linear,
+                x,
+                y,
+                rows,
+                nodes=op.nodes,
+                epilogue=epilogue,
+                sequence=op.sequence,
+                few_rows=op.builder.few_rows,
+            ),
         ]
-    if decoder is not None and y.name == decoder.logits and not linear.gated:
-        n = n_partials(linear)
-        op.builder.tensor(ARGMAX_VALUES, DType.F32, (n,), Role.ACTIVATION)
-        op.builder.tensor(ARGMAX_INDICES, DType.U32, (n,), Role.ACTIVATION)
-        epilogue = Argmax(ARGMAX_VALUES, ARGMAX_INDICES)
-    return [*kernels, *gemv(linear, x, y.name, nodes=op.nodes, epilogue=epilogue, sequence=op.sequence)]
+    nodes = op.nodes
+    if (fused := residual_norm(op, linear)) is not None:
+        y, epilogue, nodes = fused
+    elif linear.gated and _writes_int8(op, linear):
+        y, epilogue = write_int8(op, 0, 1, linear.chunk).name, Gated(op.attr("activation"), y_int8=True)
+    else:
+        y = op.write().name
+        if decoder is not None and y == decoder.logits and not linear.gated:
+            n = n_partials(linear)
+            op.builder.tensor(ARGMAX_VALUES, DType.F32, (n,), Role.ACTIVATION)
+            op.builder.tensor(ARGMAX_INDICES, DType.U32, (n,), Role.ACTIVATION)
+            epilogue = Argmax(ARGMAX_VALUES, ARGMAX_INDICES)
+    epsilon = op.builder.deferred_norms.get(x)
+    return [
+        *kernels,
+        *gemv(linear, x, y, nodes=nodes, epilogue=epilogue, sequence=op.sequence, x_epsilon=epsilon),
+    ]
+
+
+def residual_norm(op: Op, linear: Linear) -> tuple[str, Residual, tuple[str, ...]] | None:
+    """y = linear(x); sum = y + skip; RMSNorm(sum)  =>  one GEMV, where only int8 layers read the norm.
+
+    Returns what the GEMV writes, its epilogue and the nodes that it implements.
+    """
+    builder, value = op.builder, op.node.outputs[0]
+    if linear.gated or len(value.outputs) != 1 or value.name in builder.outputs:
+        return None
+    norm = Op(value.outputs[0], builder)
+    if norm.node.op != "SkipSimplifiedLayerNormalization" or norm.has_output(1) or norm.has_output(2):
+        return None
+    inputs = [v for v in norm.node.inputs[:2] if v is not value]
+    if len(inputs) != 1 or norm.value(3) is not None or not _writes_int8(norm, linear):
+        return None
+    residual = builder.aliases.get(inputs[0].name, inputs[0].name)
+    if residual not in builder.tensors:
+        return None  # computed later
+    weight = norm.read(2)
+    y = write_int8(norm, 0, 1, linear.chunk, squares=True)
+    builder.deferred_norms[y.name] = float(norm.attr("epsilon", 1e-5))
+    builder.lowered.add(norm.name)
+    sum_out = norm.write(3).name if norm.has_output(3) else None
+    return y.name, Residual(residual, weight.name, weight.dtype, sum_out), (*op.nodes, *norm.nodes)
+
+
+def _writes_int8(op: Op, linear: Linear) -> bool:
+    """Whether a GEMV of `linear` may write output 0 of `op` as int8, and only so."""
+    if linear.activation != "int8" or len(linear.segments) != 1 or linear.n % linear.chunk:
+        return False
+    return readers(op.builder, op.node.outputs[0]) == Readers(linear.chunk, others=False)
 
 
 def activations(op: Op, linear: Linear, rows: int) -> tuple[str, list[Kernel]]:
-    """The tensor that `linear` takes as x, and the kernels that make it: `quantize` for an int8 GEMM.
+    """The tensor that `linear` takes as x, and the kernels that make it: `quantize` where the activations
+    are int8 and the producer of x did not write them so.
 
-    One quantised tensor serves all layers that read the same x with the same block. A GEMV quantises for
-    itself.
+    One quantised tensor serves all layers that read the same x with the same block.
     """
-    x = op.read(0)
-    if linear.activation == "f32" or rows == 1:
-        return x.name, []
-    tensor = quantized_tensor(f"{x.name}/int8x{linear.chunk}", rows, linear.k, linear.chunk)
-    if tensor.name in op.builder.tensors:
-        return tensor.name, []
+    if linear.activation == "f32":
+        return op.read(0).name, []
+    value = op.value(0)
+    assert value is not None
+    name = int8_name(op.builder.aliases.get(value.name, value.name), linear.chunk)
+    if name in op.builder.tensors:
+        return name, []
+    tensor = quantized_tensor(name, rows, linear.k, linear.chunk)
     op.builder.tensor(tensor.name, tensor.dtype, tensor.shape, tensor.role)
-    kernel = quantize(x.name, tensor.name, rows, linear.k, linear.chunk, nodes=op.nodes, sequence=op.sequence)
-    return tensor.name, [kernel]
+    x = op.read(0).name
+    return name, [quantize(x, name, rows, linear.k, linear.chunk, nodes=op.nodes, sequence=op.sequence)]
 
 
 def nbits_linear(op: Op, parts: Sequence[Part], *, gated: bool = False) -> Linear:

@@ -7,16 +7,28 @@ from ..sequence import SEQUENCE
 from .builder import fold_grid
 
 
-def quantized_tensor(name: str, rows: int, k: int, block: int) -> Tensor:
+def quantized_tensor(name: str, rows: int, k: int, block: int, *, squares: bool = False) -> Tensor:
     """The tensor that holds `rows` rows of int8 activations: u32 [rows, stride].
 
     A row: its values in words of four, then one f32 scale per `block` values (bit patterns), then padding
     to 16 bytes. Of every eight values the even ones are one word and the odd ones the next, which is how
-    4-bit weights come apart. Values from k on are 0. `block` is `Linear.chunk`.
+    4-bit weights come apart. Values from k on are 0. `block` is `Linear.chunk`. With `squares` a row ends
+    with a sum of squares per block: the values lack the factor of an RMSNorm, which follows from those.
     """
-    blocks = -(-k // block)
-    stride = blocks * block // 4 + -(-blocks // 4) * 4
+    stride = quantized_squares(k, block)
+    if squares:
+        stride += stride - quantized_scales(k, block)
     return Tensor(name, DType.U32, (rows, stride), Role.ACTIVATION)
+
+
+def quantized_scales(k: int, block: int) -> int:
+    """Where in a row of a `quantized_tensor` the scales begin, in words."""
+    return -(-k // block) * block // 4
+
+
+def quantized_squares(k: int, block: int) -> int:
+    """Where in a row of a `quantized_tensor` the sums of squares begin: behind the padded scales."""
+    return quantized_scales(k, block) + (-(-k // block) + 3) // 4 * 4
 
 
 def quantize(

@@ -1,18 +1,16 @@
 """The kernels that move the sequence along: no token, length or decision leaves the GPU.
 
-`begin` opens a chunk of a prompt, `sample` ends a step with a new token, `advance` ends one without.
-`LastToken` is the row of the last real position of a chunk.
+`begin` opens a chunk of a prompt, `sample` (sampling.py) ends a step with a new token, `advance` ends one
+without. `LastToken` is the row of the last real position of a chunk.
 """
 
 from __future__ import annotations
 
-from math import prod
-
-from ..program import DType, Kernel, Role
-from ..sequence import SEQUENCE, STOP_LIMIT, STOP_TOKEN, TOKENS
+from ..program import DType, Kernel, Role, Tensor
+from ..sequence import SEQUENCE
 from .builder import Builder, Op, lower, reads, writes
 
-SAMPLE_THREADS = 256
+ARGMAX_THREADS = 256
 ARGMAX_SPAN = 4096
 """Logits under one partial maximum."""
 
@@ -28,40 +26,6 @@ def begin(builder: Builder) -> Kernel:
 def advance(builder: Builder) -> Kernel:
     """The chunk's positions are in the cache now; no token is sampled."""
     return _state_kernel("advance", "sequence_advance.wgsl.j2", builder, {})
-
-
-def sample(builder: Builder) -> Kernel:
-    """Greedy: the arg-max over the LM head's partial maxima becomes the next token.
-
-    It is appended to `tokens`, the sequence advances by it, and `stop` is set when it is a stop token or
-    the limit is reached. In a chunk that is not the last one of the prompt only the sequence advances.
-    """
-    assert builder.decoder is not None
-    host = builder.decoder.driven_by == "host"
-    tensors = builder.tensors
-    values, indices = tensors[ARGMAX_VALUES], tensors[ARGMAX_INDICES]
-    state = reads(sequence=tensors[SEQUENCE]) if host else writes(sequence=tensors[SEQUENCE])
-    return Kernel(
-        name="sample",
-        template="sample_greedy.wgsl.j2",
-        workgroup=(SAMPLE_THREADS, 1, 1),
-        grid=(1, 1, 1),
-        bindings=(
-            *reads(partial_values=values, partial_indices=indices),
-            *state,
-            *writes(tokens=tensors[TOKENS]),
-        ),
-        constants=(
-            ("driven_by_host", host),
-            ("n_partials", prod(values.shape)),
-            ("stop_limit", STOP_LIMIT),
-            ("stop_token", STOP_TOKEN),
-            ("vocab_size", builder.decoder.vocab_size),
-        ),
-        nodes=(),
-        workgroup_nbytes=8 * SAMPLE_THREADS,
-        work=prod(values.shape),
-    )
 
 
 @lower("LastToken", domain="webgpu_compile", dtypes="float32, float16", limits="made by the compiler")
@@ -88,7 +52,7 @@ def last_token(op: Op) -> list[Kernel] | None:
 def argmax(builder: Builder) -> Kernel:
     """Partial maxima of one row of logits, for models that do more after the LM head's product."""
     assert builder.decoder is not None
-    logits = builder.tensors[builder.aliases.get(builder.decoder.logits, builder.decoder.logits)]
+    logits = logits_of(builder)
     size = logits.shape[-1]
     groups = -(-size // ARGMAX_SPAN)
     values = builder.tensor(ARGMAX_VALUES, DType.F32, (groups,), Role.ACTIVATION)
@@ -96,12 +60,12 @@ def argmax(builder: Builder) -> Kernel:
     return Kernel(
         name="argmax",
         template="argmax.wgsl.j2",
-        workgroup=(SAMPLE_THREADS, 1, 1),
+        workgroup=(ARGMAX_THREADS, 1, 1),
         grid=(groups, 1, 1),
         bindings=(*reads(logits=logits), *writes(partial_values=values, partial_indices=indices)),
         constants=(("size", size), ("span", ARGMAX_SPAN)),
         nodes=(),
-        workgroup_nbytes=8 * SAMPLE_THREADS,
+        workgroup_nbytes=8 * ARGMAX_THREADS,
         work=size,
     )
 
@@ -116,3 +80,9 @@ def _state_kernel(name: str, template: str, builder: Builder, constants: dict[st
         constants=tuple(sorted(constants.items())),
         nodes=(),
     )
+
+
+def logits_of(builder: Builder) -> Tensor:
+    """The row of logits that a token is sampled from, f32 [1, 1, vocab]."""
+    assert builder.decoder is not None
+    return builder.tensors[builder.aliases.get(builder.decoder.logits, builder.decoder.logits)]

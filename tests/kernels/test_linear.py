@@ -72,14 +72,18 @@ def test_gemv_dense_shapes(fmt: str, k: int, n: int) -> None:
 
 
 @EVERY_TARGET
-@pytest.mark.parametrize("threads", [32, 64, 128, 256])
-@pytest.mark.parametrize("dots", [1, 2, 4])
-@pytest.mark.parametrize("repeats", [1, 3])
-def test_gemv_every_shape_of_workgroup(threads: int, dots: int, repeats: int, target: Target) -> None:
+@pytest.mark.parametrize("threads", [32, 128, 256])
+@pytest.mark.parametrize(("lanes", "rows"), [(1, 1), (8, 4), (8, 8), (32, 8)])
+@pytest.mark.parametrize(("k", "unroll"), [(1184, 1), (1024, 2), (1024, 4)])
+def test_gemv_every_shape_of_workgroup(
+    threads: int, lanes: int, rows: int, k: int, unroll: int, target: Target
+) -> None:
+    """Chunks that the lanes do not fill, and several of them at once, with and without a loop around."""
     rng = np.random.default_rng(threads)
-    case = make(rng, "q4", 1184, 27, bias=True)
+    case = make(rng, "q4", k, 27, bias=True)
     x, exact = activations(rng, case)
-    expect_close(run_gemv(case, target, x, shape=GemvShape(threads, dots, repeats)), case, exact)
+    shape = GemvShape(threads, lanes, rows, unroll)
+    expect_close(run_gemv(case, target, x, shape=shape), case, exact)
 
 
 def test_gemv_more_than_65535_workgroups() -> None:
@@ -88,7 +92,7 @@ def test_gemv_more_than_65535_workgroups() -> None:
     n = 65537
     case = make(rng, "q4", 32, n)
     x, exact = activations(rng, case)
-    shape = GemvShape(32, 1)
+    shape = GemvShape(32, 32, 1)
     [kernel] = lowering.gemv(case.linear, "x", "y", nodes=(), epilogue=Argmax("v", "i"), shape=shape)
     arrays = case.arrays(
         x=x,
@@ -114,13 +118,14 @@ def test_gemv_does_nothing_after_the_stop() -> None:
 
 @EVERY_TARGET
 @EVERY_FORM
-@pytest.mark.parametrize("rows", [5, 33, 70])
+@pytest.mark.parametrize("rows", [2, 16, 17, 33, 70])
 def test_gemm(form: dict, rows: int, target: Target) -> None:
     """Every size of tile, with edges in rows, columns and K."""
     rng = np.random.default_rng(rows)
     case = make(rng, k=160, n=67, **form)
     x, exact = activations(rng, case, rows)
     expect_close(run_gemm(case, target, x), case, exact)
+    expect_close(run_gemm(case, target, x, few_rows=True), case, exact)
 
 
 @pytest.mark.parametrize("block", [16, 32, 64, 128, 256])
@@ -139,8 +144,10 @@ def test_gemm_blocks(block: int, activation: str, k: int) -> None:
         activation=activation,
         bias=True,
     )
-    x, exact = activations(rng, case, 3)
-    expect_close(run_gemm(case, PORTABLE, x), case, exact)
+    for rows in (3, 18):
+        x, exact = activations(rng, case, rows)
+        expect_close(run_gemm(case, PORTABLE, x), case, exact)
+        expect_close(run_gemm(case, PORTABLE, x, few_rows=True), case, exact)
 
 
 @pytest.mark.parametrize("fmt", ["f16", "f32"])
@@ -174,7 +181,7 @@ def test_segments_write_their_ranges() -> None:
     linear = replace(whole.linear, segments=tuple(Segment(a, b, "weights", "params") for a, b in bounds))
     x, exact = activations(rng, whole)
     many, exact_many = activations(rng, whole, 3)
-    shape = GemvShape(32, 4, 2)
+    shape = GemvShape(32, 16, 4)
     y, y_many = np.full((1, 77), np.nan, np.float32), np.full((3, 77), np.nan, np.float32)
     count = lowering.n_partials(linear, shape)
     assert count == 8 + 2

@@ -1,8 +1,10 @@
-"""webgpu-run, and text in and out."""
+"""webgpu-run on an artifact written by hand, whose tokens can be computed in one's head."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import os
 import signal
 import subprocess
@@ -10,31 +12,11 @@ import sys
 
 import pytest
 from click.testing import CliRunner
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizer_cases import byte_tokenizer
 from toy_artifact import build_decoder, edit_manifest, greedy
 from webgpu_compile.runtime.run_cli import main
-from webgpu_compile.runtime.text import TextStream
 
 VOCAB = 300
-
-
-def byte_tokenizer() -> Tokenizer:
-    """One token a byte: every character beyond ASCII takes several."""
-    vocab = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer
-
-
-def word_tokenizer(text: str) -> Tokenizer:
-    """SentencePiece's way: a space belongs to the word behind it, and the first one is dropped."""
-    pieces = ["▁" + word for word in text.split(" ")]
-    vocab = {piece: i for i, piece in enumerate(dict.fromkeys([*pieces, "?"]))}
-    tokenizer = Tokenizer(models.WordLevel(vocab=vocab, unk_token="?"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.decoder = decoders.Metaspace()
-    return tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +29,8 @@ def folder(tmp_path_factory):
     return folder
 
 
-def run(*arguments):
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+def run(*arguments, stdin=None):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], input=stdin)
 
 
 def test_tokens(folder):
@@ -84,8 +66,36 @@ def test_capacity_is_a_warning_without_a_traceback(folder):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "the prompt: must be given once"),
-        (["--tokens", "1", "--prompt", "x"], "the prompt: must be given once"),
+        ([], "the prompt: is empty"),
+        (["--tokens", "1", "--prompt", "x"], "--prompt and --tokens: are both prompts; give one of them."),
+        (["--prompt", "x", "--prompt-file", "-"], "--prompt and --prompt-file: are both prompts"),
+        (["--prompt-file", "nowhere.txt"], "nowhere.txt: cannot be read (No such file or directory)"),
+        (
+            ["--prompt", "x" * 101],
+            "the KV cache: holds 100 positions, and the prompt has 101 tokens; shorten",
+        ),
+        (["--prompt", "x", "--stop", ""], "stop: is ''; give text of at least one character."),
+        (["--prompt", "x", "--chat"], "--chat: needs a chat template, which this model does not have"),
+        (
+            ["--prompt", "x", "--system", "y"],
+            "--system: needs a chat template, which this model does not have",
+        ),
+        (["--prompt", "x", "--window", "9"], "--window: is for --perplexity; leave it out."),
+        (["--prompt", "x", "--top-k", "5"], "cannot sample with this artifact"),
+        (["--perplexity", "x", "--prompt", "x"], "--prompt: is not for --perplexity"),
+        (
+            ["--prompt", "x", "--top-p", "2"],
+            "--top-p: 2.0 is not in the range 0<x<=1; see webgpu-run --help.",
+        ),
+        (["--prompt", "x", "--top-p", "0"], "--top-p: 0.0 is not in the range 0<x<=1"),
+        (["--prompt", "x", "--min-p", "-1"], "--min-p: -1.0 is not in the range 0<=x<=1"),
+        (["--prompt", "x", "--temperature", "nan"], "--temperature: nan is not a finite number"),
+        (["--prompt", "x", "--temperature", "hot"], "--temperature: 'hot' is not a valid number"),
+        (["--prompt", "x", "--repetition-penalty", "0"], "--repetition-penalty: 0.0 is not in the range x>0"),
+        (["--prompt", "x", "--seed", "-1"], "--seed: -1 is not in the range"),
+        (["--prompt", "x", "--top-k", "some"], "--top-k: 'some' is not a valid whole number"),
+        (["--tokens", "1", "--stop", "x"], "--stop: is about text"),
+        (["--temprature", "1"], "--temprature: there is no such option; did you mean --temperature"),
         (["--tokens", "1,x"], "--tokens: is '1,x'; give token ids as 1,2,3."),
         (["--tokens", ""], "the prompt: is empty"),
         (["--tokens", "300"], "outside the vocabulary of 300"),
@@ -98,6 +108,83 @@ def test_bad_options(folder, options, message):
     assert done.stderr.startswith("error: ")
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_a_prompt_from_standard_input_and_from_a_file(folder, tmp_path):
+    expected = byte_tokenizer().decode(greedy(byte_tokenizer().encode("Grüße\n").ids, 9, VOCAB)) + "\n"
+    file = tmp_path / "prompt.txt"
+    file.write_bytes(b"\xef\xbb\xbf" + "Grüße\n\n".encode())  # a byte order mark, and one line feed more
+    assert run(folder, "-n", 9, stdin="Grüße\n\n".encode()).stdout == expected
+    assert run(folder, "-n", 9, "--prompt-file", "-", stdin="Grüße\n\n".encode()).stdout == expected
+    assert run(folder, "-n", 9, "--prompt-file", file).stdout == expected
+
+
+def test_standard_input_that_is_not_utf8(folder):
+    done = run(folder, stdin=b"caf\xe9")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr == (
+        "error: standard input: is not UTF-8 text: byte 3 is 0xe9; convert it, for example with iconv.\n"
+    )
+
+
+@pytest.mark.parametrize("per_submit", [1, 8])
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_the_text_ends_exactly_before_a_stop_string_across_tokens(folder, n, per_submit):
+    """Every character is a token of its own here, or several."""
+    whole = run(folder, "--prompt", "hello", "-n", 60).stdout[:-1]
+    place = len(whole) // 3
+    stop = whole[place : place + n]
+    done = run(
+        folder, "--prompt", "hello", "-n", 60, "--stop", stop, "--stop", "never",
+        "--tokens-per-submit", per_submit,
+    )  # fmt: skip
+    assert done.stdout == whole[: whole.index(stop)] + "\n"
+
+
+def test_the_beginning_of_a_stop_string_at_the_end_is_text(folder):
+    whole = run(folder, "--prompt", "hello", "-n", 60).stdout[:-1]
+    done = run(folder, "--prompt", "hello", "-n", 60, "--stop", whole[-2:] + "never")
+    assert done.stdout == whole + "\n"
+
+
+def test_json(folder):
+    result = json.loads(run(folder, "--prompt", "hello", "-n", 20, "--json").stdout)
+    text = byte_tokenizer().decode(greedy(byte_tokenizer().encode("hello").ids, 20, VOCAB))
+    assert result["object"] == "text_completion"
+    assert result["choices"] == [{"index": 0, "text": text, "finish_reason": "length"}]
+    assert result["usage"] == {"prompt_tokens": 5, "completion_tokens": 20, "total_tokens": 25}
+    assert result["timings"]["predicted_n"] == 20
+    full = json.loads(run(folder, "--tokens", "1,2", "--json").stdout)
+    assert full["choices"] == [{"index": 0, "tokens": greedy([1, 2], 99, VOCAB), "finish_reason": "length"}]
+
+
+def test_perplexity(folder, tmp_path):
+    """How it is called and what it counts; tests/test_perplexity.py compares the figure."""
+    file = tmp_path / "text.txt"
+    file.write_text("abcdefgh" * 30)
+    score = json.loads(run(folder, "--perplexity", file, "--window", 64, "--json").stdout)
+    assert (score["n_tokens"], score["n_bytes"]) == (240 - 4, 240 - 4)
+    assert score["perplexity"] == pytest.approx(math.exp(score["loss"]))
+    line = run(folder, "--perplexity", file, "--window", 64).stdout
+    assert line.startswith(f"loss {score['loss']:.4f}  perplexity ")
+    file.write_text("a")
+    assert "the text: has 1 tokens" in run(folder, "--perplexity", file).stderr
+    assert "give 2 to 100, the KV cache's size" in run(folder, "--perplexity", file, "--window", 101).stderr
+
+
+def test_help_teaches():
+    done = run("--help")
+    assert done.exit_code == 0
+    for part in ("Input:", "Generation:", "Measuring:", "GPU:", "Examples:", "greedy", "[0<x<=1]"):
+        assert part in done.stdout
+
+
+def test_nothing_is_said_when_the_reader_leaves(folder):
+    command = f"{sys.executable} -m webgpu_compile.runtime.run_cli {folder} --tokens 1,2 | head -c 3"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=100)
+    assert done.stdout == ",".join(map(str, greedy([1, 2], 3, VOCAB)))[:3]
+    assert "Traceback" not in done.stderr
+    assert "Error" not in done.stderr
 
 
 def test_text_without_a_tokenizer(tmp_path):
@@ -140,28 +227,3 @@ def test_ctrl_c_ends_the_generation(tmp_path):
     assert text.endswith("\n")
     assert len(tokens) < 19_000
     assert tokens[:400] == greedy([1, 2, 3], 400, 53)[: len(tokens)]
-
-
-@pytest.mark.parametrize("text", ["hello world", "naïve 🙂 日本語 ok", "é", "a\n\nb", "👩‍👩‍👧"])
-def test_text_stream_gives_whole_characters(text):
-    tokenizer = byte_tokenizer()
-    stream = TextStream(tokenizer)
-    parts = [stream.push(token) for token in tokenizer.encode(text).ids]
-    assert "".join(parts) == text
-    assert all("\ufffd" not in part for part in parts)
-    assert stream.finish() == ""
-
-
-def test_text_stream_keeps_spaces_between_words():
-    text = "one two two three"
-    tokenizer = word_tokenizer(text)
-    stream = TextStream(tokenizer)
-    assert [stream.push(token) for token in tokenizer.encode(text).ids] == ["one", " two", " two", " three"]
-
-
-def test_text_stream_gives_an_unfinished_character_at_the_end():
-    tokenizer = byte_tokenizer()
-    stream = TextStream(tokenizer)
-    tokens = tokenizer.encode("aé").ids
-    assert [stream.push(token) for token in tokens[:2]] == ["a", ""]
-    assert stream.finish() == "\ufffd"

@@ -14,6 +14,15 @@ struct Sequence {
   n_tokens: u32,
   limit: u32,
   stop: u32,
+  sampling: u32,
+  seed_low: u32,
+  seed_high: u32,
+  inverse_temperature: u32,
+  top_k: u32,
+  top_p: u32,
+  min_p: u32,
+  repetition_penalty: u32,
+  inverse_repetition_penalty: u32,
   n_stop_tokens: u32,
   stop_tokens: array<u32, 16>,
 }
@@ -26,7 +35,7 @@ fn element0(i: u32) -> f32 {
   return unpack2x16float(table0[i >> 1u])[i & 1u];
 }
 
-@compute @workgroup_size(64, 1, 1)
+@compute @workgroup_size(256, 1, 1)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
         @builtin(local_invocation_index) thread: u32) {
   let i = group.y * groups.x + group.x;
@@ -36,7 +45,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
   if (id < 0) { id += N_ROWS; }
   id = clamp(id, 0, N_ROWS - 1);
 
-  for (var k = thread; k < WIDTH; k += 64u) {
+  for (var k = thread; k < WIDTH; k += 256u) {
     var v: f32;
 {
       let row = u32(id);

@@ -8,6 +8,15 @@ struct Sequence {
   n_tokens: u32,
   limit: u32,
   stop: u32,
+  sampling: u32,
+  seed_low: u32,
+  seed_high: u32,
+  inverse_temperature: u32,
+  top_k: u32,
+  top_p: u32,
+  min_p: u32,
+  repetition_penalty: u32,
+  inverse_repetition_penalty: u32,
   n_stop_tokens: u32,
   stop_tokens: array<u32, 16>,
 }
@@ -20,8 +29,12 @@ fn activation(row: u32, quad: u32) -> vec4<f32> {
   return x[row * 16u + quad];
 }
 
-const THREADS = 32u;
-const ROWS = 64u;  // of W
+// A workgroup takes 8 rows of W: 32 threads walk together along K of 4 rows.
+const THREADS = 64u;
+const LANES = 32u;
+const PARTS = 8u;  // threads that add up a row's 32 sums
+const TILE_ROWS = 8u;
+const N = 64u;  // outputs
 const ROW_CHUNKS = 8u;  // of 8 weights: what a thread takes at a time
 const CHUNKS = 8u;
 
@@ -42,50 +55,60 @@ fn row_dot(row: u32, chunk: u32, x: Chunk) -> f32 {
        + dot(vec4<f32>(unpack2x16float(words.z), unpack2x16float(words.w)), x.x1);
 }
 
-// A thread's share of the dot product of x with one row of W.
-fn thread_dots(rows: u32, thread: u32) -> f32 {
-  var sum = f32();
-  for (var chunk = thread; chunk < CHUNKS; chunk += THREADS) {
-    let x_chunk = load_chunk(chunk);
-    sum += row_dot(rows, chunk, x_chunk);
-  }
+var<workgroup> lane_sums: array<f32, 256>;  // [row][lane]
+var<workgroup> part_sums: array<f32, THREADS>;  // [part][row]
+
+// The dot product of x with a row of the tile, once `part_sums` is complete.
+fn row_total(row: u32) -> f32 {
+  let sum = part_sums[row] + part_sums[8u + row] + part_sums[16u + row] + part_sums[24u + row]
+     + part_sums[32u + row] + part_sums[40u + row] + part_sums[48u + row] + part_sums[56u + row];
   return sum;
-}
-
-var<workgroup> slots: array<f32, 32>;
-
-// The sum over the workgroup, for thread 0.
-fn workgroup_sum(value: f32, thread: u32) -> f32 {
-  workgroupBarrier();  // the slots may still be read from the last call
-  slots[thread] = value;
-  workgroupBarrier();
-  for (var step = 16u; step > 0u; step /= 2u) {
-    if (thread < step) {
-      slots[thread] += slots[thread + step];
-    }
-    workgroupBarrier();
-  }
-  return slots[0];
 }
 
 @group(0) @binding(3) var<storage, read_write> y: array<f32>;
 
-// The rows of W that a workgroup takes together; the last ones repeat instead of running past the end.
-fn tile_rows(tile: u32) -> u32 {
-  return min(tile, ROWS - 1u);
+fn finish(tile: u32, thread: u32) {
+  let row = tile * TILE_ROWS + thread;
+  if (thread < TILE_ROWS && row < N) {
+    y[row] = row_total(thread);
+  }
 }
 
-@compute @workgroup_size(32, 1, 1)
-fn main(
-  @builtin(workgroup_id) group: vec3<u32>,
-  @builtin(local_invocation_index) thread: u32,
-) {
+@compute @workgroup_size(64, 1, 1)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
   if (sequence.stop != 0u) {
     return;  // generation has ended
   }
-  let rows = tile_rows(group.x);
-  let total = workgroup_sum(thread_dots(rows, thread), thread);
-  if (thread == 0u) {
-    y[rows] = total;
+  let tile = group.x;
+  let lane = thread % LANES;
+  let first = thread / LANES * 4u;  // of the tile
+  let row0 = tile * TILE_ROWS + first;
+  let row1 = row0 + 1u;
+  let row2 = row0 + 2u;
+  let row3 = row0 + 3u;
+  var sum0 = 0.0;
+  var sum1 = 0.0;
+  var sum2 = 0.0;
+  var sum3 = 0.0;
+  for (var at = lane; at < CHUNKS; at += 32u) {
+    {
+      let chunk = at;
+      let x_chunk = load_chunk(chunk);
+      sum0 += row_dot(row0, chunk, x_chunk);
+      sum1 += row_dot(row1, chunk, x_chunk);
+      sum2 += row_dot(row2, chunk, x_chunk);
+      sum3 += row_dot(row3, chunk, x_chunk);
+    }
   }
+  lane_sums[first * LANES + lane] = sum0;
+  lane_sums[(first + 1u) * LANES + lane] = sum1;
+  lane_sums[(first + 2u) * LANES + lane] = sum2;
+  lane_sums[(first + 3u) * LANES + lane] = sum3;
+  workgroupBarrier();
+  let part = thread % PARTS;
+  let from_lane = thread / PARTS * LANES + part;
+  part_sums[part * TILE_ROWS + thread / PARTS] =
+    lane_sums[from_lane] + lane_sums[from_lane + 8u] + lane_sums[from_lane + 16u] + lane_sums[from_lane + 24u];
+  workgroupBarrier();
+  finish(tile, thread);
 }

@@ -8,6 +8,15 @@ struct Sequence {
   n_tokens: u32,
   limit: u32,
   stop: u32,
+  sampling: u32,
+  seed_low: u32,
+  seed_high: u32,
+  inverse_temperature: u32,
+  top_k: u32,
+  top_p: u32,
+  min_p: u32,
+  repetition_penalty: u32,
+  inverse_repetition_penalty: u32,
   n_stop_tokens: u32,
   stop_tokens: array<u32, 16>,
 }
@@ -20,8 +29,12 @@ fn activation(row: u32, quad: u32) -> vec4<f32> {
   return x[row * 16u + quad];
 }
 
-const THREADS = 32u;
-const ROWS = 271u;  // of W
+// A workgroup takes 64 rows of W: 16 threads walk together along K of 4 rows.
+const THREADS = 256u;
+const LANES = 16u;
+const PARTS = 4u;  // threads that add up a row's 16 sums
+const TILE_ROWS = 64u;
+const N = 271u;  // outputs
 const ROW_CHUNKS = 8u;  // of 8 weights: what a thread takes at a time
 const CHUNKS = 8u;
 
@@ -42,77 +55,95 @@ fn row_dot(row: u32, chunk: u32, x: Chunk) -> f32 {
        + dot(vec4<f32>(unpack2x16float(words.z), unpack2x16float(words.w)), x.x1);
 }
 
-// A thread's share of the dot product of x with one row of W.
-fn thread_dots(rows: u32, thread: u32) -> f32 {
-  var sum = f32();
-  for (var chunk = thread; chunk < CHUNKS; chunk += THREADS) {
-    let x_chunk = load_chunk(chunk);
-    sum += row_dot(rows, chunk, x_chunk);
-  }
+var<workgroup> lane_sums: array<f32, 1024>;  // [row][lane]
+var<workgroup> part_sums: array<f32, THREADS>;  // [part][row]
+
+// The dot product of x with a row of the tile, once `part_sums` is complete.
+fn row_total(row: u32) -> f32 {
+  let sum = part_sums[row] + part_sums[64u + row] + part_sums[128u + row] + part_sums[192u + row];
   return sum;
 }
 
-var<workgroup> slots: array<f32, 32>;
-
-// The sum over the workgroup, for thread 0.
-fn workgroup_sum(value: f32, thread: u32) -> f32 {
-  workgroupBarrier();  // the slots may still be read from the last call
-  slots[thread] = value;
-  workgroupBarrier();
-  for (var step = 16u; step > 0u; step /= 2u) {
-    if (thread < step) {
-      slots[thread] += slots[thread + step];
-    }
-    workgroupBarrier();
-  }
-  return slots[0];
-}
-
 @group(0) @binding(3) var<storage, read_write> y: array<f32>;
-
-// The rows of W that a workgroup takes together; the last ones repeat instead of running past the end.
-fn tile_rows(tile: u32) -> u32 {
-  return min(tile, ROWS - 1u);
-}
-
-@group(0) @binding(4) var<storage, read_write> partial_values: array<f32>;  // per workgroup: its greatest output
+@group(0) @binding(4) var<storage, read_write> partial_values: array<f32>;  // per tile: its greatest output
 @group(0) @binding(5) var<storage, read_write> partial_indices: array<u32>;  // and which one that is
 
-struct Best {
-  value: f32,
-  index: u32,
-}
-
-const NO_INDEX = 0xffffffffu;
 const GREATEST = 0x1.fffffep+127f;
 
-// The better of two; the first of equal ones. NaN, told by its bits, counts as the greatest f32.
-fn better(best: Best, value: f32, index: u32) -> Best {
+var<workgroup> best_values: array<f32, 64>;
+var<workgroup> best_rows: array<u32, 64>;
+
+// A number for comparisons: NaN, told by its bits, counts as the greatest f32.
+fn finite(value: f32) -> f32 {
   let is_nan = (bitcast<u32>(value) & 0x7fffffffu) > 0x7f800000u;
-  let finite = select(clamp(value, -GREATEST, GREATEST), GREATEST, is_nan);
-  if (finite > best.value || best.index == NO_INDEX) {
-    return Best(finite, index);
-  }
-  return best;
+  return select(clamp(value, -GREATEST, GREATEST), GREATEST, is_nan);
 }
 
-@compute @workgroup_size(32, 1, 1)
-fn main(
-  @builtin(workgroup_id) group: vec3<u32>,
-  @builtin(local_invocation_index) thread: u32,
-) {
+fn finish(tile: u32, thread: u32) {
+  let row = tile * TILE_ROWS + thread;
+  if (thread < TILE_ROWS) {
+    best_values[thread] = -GREATEST;
+    best_rows[thread] = 0xffffffffu;
+    if (row < N) {
+      let value = row_total(thread);
+      y[row] = value;
+      best_values[thread] = finite(value);
+      best_rows[thread] = row;
+    }
+  }
+  for (var half = TILE_ROWS / 2u; half > 0u; half /= 2u) {
+    workgroupBarrier();
+    if (thread < half) {
+      let other = thread + half;
+      // Of equal ones the first.
+      if (best_values[other] > best_values[thread] ||
+          (best_values[other] == best_values[thread] && best_rows[other] < best_rows[thread])) {
+        best_values[thread] = best_values[other];
+        best_rows[thread] = best_rows[other];
+      }
+    }
+  }
+  if (thread == 0u) {
+    partial_values[tile] = best_values[0];
+    partial_indices[tile] = best_rows[0];
+  }
+}
+
+@compute @workgroup_size(256, 1, 1)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
   if (sequence.stop != 0u) {
     return;  // generation has ended
   }
-  var best = Best(-GREATEST, NO_INDEX);
-  let rows = tile_rows(group.x);
-  let total = workgroup_sum(thread_dots(rows, thread), thread);
-  if (thread == 0u) {
-    y[rows] = total;
-    best = better(best, total, rows);
+  let tile = group.x;
+  let lane = thread % LANES;
+  let first = thread / LANES * 4u;  // of the tile
+  let row0 = min(tile * TILE_ROWS + first, N - 1u);
+  let row1 = min(row0 + 1u, N - 1u);
+  let row2 = min(row0 + 2u, N - 1u);
+  let row3 = min(row0 + 3u, N - 1u);
+  var sum0 = 0.0;
+  var sum1 = 0.0;
+  var sum2 = 0.0;
+  var sum3 = 0.0;
+  for (var at = lane; at < CHUNKS; at += 16u) {
+    {
+      let chunk = at;
+      let x_chunk = load_chunk(chunk);
+      sum0 += row_dot(row0, chunk, x_chunk);
+      sum1 += row_dot(row1, chunk, x_chunk);
+      sum2 += row_dot(row2, chunk, x_chunk);
+      sum3 += row_dot(row3, chunk, x_chunk);
+    }
   }
-  if (thread == 0u) {
-    partial_values[group.x] = best.value;
-    partial_indices[group.x] = best.index;
-  }
+  lane_sums[first * LANES + lane] = sum0;
+  lane_sums[(first + 1u) * LANES + lane] = sum1;
+  lane_sums[(first + 2u) * LANES + lane] = sum2;
+  lane_sums[(first + 3u) * LANES + lane] = sum3;
+  workgroupBarrier();
+  let part = thread % PARTS;
+  let from_lane = thread / PARTS * LANES + part;
+  part_sums[part * TILE_ROWS + thread / PARTS] =
+    lane_sums[from_lane] + lane_sums[from_lane + 4u] + lane_sums[from_lane + 8u] + lane_sums[from_lane + 12u];
+  workgroupBarrier();
+  finish(tile, thread);
 }

@@ -12,6 +12,15 @@ struct Sequence {
   n_tokens: u32,
   limit: u32,
   stop: u32,
+  sampling: u32,
+  seed_low: u32,
+  seed_high: u32,
+  inverse_temperature: u32,
+  top_k: u32,
+  top_p: u32,
+  min_p: u32,
+  repetition_penalty: u32,
+  inverse_repetition_penalty: u32,
   n_stop_tokens: u32,
   stop_tokens: array<u32, 16>,
 }
@@ -24,8 +33,13 @@ fn activation(row: u32, quad: u32) -> vec4<f32> {
   return x[row * 16u + quad];
 }
 
-const THREADS = 32u;
-const ROWS = 192u;  // of W
+// A workgroup takes 64 rows of W: 32 threads walk together along K of 8 rows.
+const THREADS = 256u;
+const LANES = 32u;
+const PARTS = 4u;  // threads that add up a row's 32 sums
+const TILE_ROWS = 64u;
+const TILE_OUTPUTS = 32u;
+const N = 96u;  // outputs
 const ROW_CHUNKS = 8u;  // of 8 weights: what a thread takes at a time
 const CHUNKS = 8u;
 
@@ -46,55 +60,87 @@ fn row_dot(row: u32, chunk: u32, x: Chunk) -> f32 {
        + dot(vec4<f32>(unpack2x16float(words.z), unpack2x16float(words.w)), x.x1);
 }
 
-// A thread's share of the dot product of x with each of 2 rows of W.
-fn thread_dots(rows: vec2<u32>, thread: u32) -> vec2<f32> {
-  var sum = vec2<f32>();
-  for (var chunk = thread; chunk < CHUNKS; chunk += THREADS) {
-    let x_chunk = load_chunk(chunk);
-    sum.x += row_dot(rows.x, chunk, x_chunk);
-    sum.y += row_dot(rows.y, chunk, x_chunk);
-  }
+var<workgroup> lane_sums: array<f32, 2048>;  // [row][lane]
+var<workgroup> part_sums: array<f32, THREADS>;  // [part][row]
+
+// The dot product of x with a row of the tile, once `part_sums` is complete.
+fn row_total(row: u32) -> f32 {
+  let sum = part_sums[row] + part_sums[64u + row] + part_sums[128u + row] + part_sums[192u + row];
   return sum;
-}
-
-var<workgroup> slots: array<vec2<f32>, 32>;
-
-// The sum over the workgroup, for thread 0.
-fn workgroup_sum(value: vec2<f32>, thread: u32) -> vec2<f32> {
-  workgroupBarrier();  // the slots may still be read from the last call
-  slots[thread] = value;
-  workgroupBarrier();
-  for (var step = 16u; step > 0u; step /= 2u) {
-    if (thread < step) {
-      slots[thread] += slots[thread + step];
-    }
-    workgroupBarrier();
-  }
-  return slots[0];
-}
-
-@group(0) @binding(3) var<storage, read_write> y: array<f32>;
-
-// The rows of W that a workgroup takes together; the last ones repeat instead of running past the end.
-fn tile_rows(tile: u32) -> vec2<u32> {
-  return vec2<u32>(tile, tile + 96u);  // of the gate, of the up projection
 }
 
 fn gate(v: f32) -> f32 {
   return v / (1.0 + exp(min(-v, 80.0)));  // exp must not reach infinity
 }
 
-@compute @workgroup_size(32, 1, 1)
-fn main(
-  @builtin(workgroup_id) group: vec3<u32>,
-  @builtin(local_invocation_index) thread: u32,
-) {
+// The rows of a tile lie as its threads take them: some of the gate, then the same ones of the up projection.
+fn output(tile: u32, i: u32) -> f32 {
+  let row = i / 4u * 8u + i % 4u;
+  return gate(row_total(row)) * row_total(row + 4u);
+}
+
+@group(0) @binding(3) var<storage, read_write> y: array<f32>;
+
+fn finish(tile: u32, thread: u32) {
+  let i = tile * TILE_OUTPUTS + thread;
+  if (thread < TILE_OUTPUTS && i < N) {
+    y[i] = output(tile, thread);
+  }
+}
+
+@compute @workgroup_size(256, 1, 1)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
   if (sequence.stop != 0u) {
     return;  // generation has ended
   }
-  let rows = tile_rows(group.x);
-  let total = workgroup_sum(thread_dots(rows, thread), thread);
-  if (thread == 0u) {
-    y[rows.x] = gate(total.x) * total.y;
+  let tile = group.x;
+  let lane = thread % LANES;
+  let first = thread / LANES * 8u;  // of the tile
+  let output = tile * TILE_OUTPUTS + first / 2u;  // half of a thread's rows are of the gate, half of the up projection
+  let row0 = output;
+  let row1 = output + 1u;
+  let row2 = output + 2u;
+  let row3 = output + 3u;
+  let row4 = row0 + N;
+  let row5 = row1 + N;
+  let row6 = row2 + N;
+  let row7 = row3 + N;
+  var sum0 = 0.0;
+  var sum1 = 0.0;
+  var sum2 = 0.0;
+  var sum3 = 0.0;
+  var sum4 = 0.0;
+  var sum5 = 0.0;
+  var sum6 = 0.0;
+  var sum7 = 0.0;
+  for (var at = lane; at < CHUNKS; at += 32u) {
+    {
+      let chunk = at;
+      let x_chunk = load_chunk(chunk);
+      sum0 += row_dot(row0, chunk, x_chunk);
+      sum1 += row_dot(row1, chunk, x_chunk);
+      sum2 += row_dot(row2, chunk, x_chunk);
+      sum3 += row_dot(row3, chunk, x_chunk);
+      sum4 += row_dot(row4, chunk, x_chunk);
+      sum5 += row_dot(row5, chunk, x_chunk);
+      sum6 += row_dot(row6, chunk, x_chunk);
+      sum7 += row_dot(row7, chunk, x_chunk);
+    }
   }
+  lane_sums[first * LANES + lane] = sum0;
+  lane_sums[(first + 1u) * LANES + lane] = sum1;
+  lane_sums[(first + 2u) * LANES + lane] = sum2;
+  lane_sums[(first + 3u) * LANES + lane] = sum3;
+  lane_sums[(first + 4u) * LANES + lane] = sum4;
+  lane_sums[(first + 5u) * LANES + lane] = sum5;
+  lane_sums[(first + 6u) * LANES + lane] = sum6;
+  lane_sums[(first + 7u) * LANES + lane] = sum7;
+  workgroupBarrier();
+  let part = thread % PARTS;
+  let from_lane = thread / PARTS * LANES + part;
+  part_sums[part * TILE_ROWS + thread / PARTS] =
+    lane_sums[from_lane] + lane_sums[from_lane + 4u] + lane_sums[from_lane + 8u] + lane_sums[from_lane + 12u]
+     + lane_sums[from_lane + 16u] + lane_sums[from_lane + 20u] + lane_sums[from_lane + 24u] + lane_sums[from_lane + 28u];
+  workgroupBarrier();
+  finish(tile, thread);
 }

@@ -5,7 +5,6 @@
 const ROWS = 16u;
 const SIZE = 16u;  // vec4 elements of a row
 const THREADS = 32u;
-const HALF = 16u;  // half of THREADS, rounded up to a power of two
 
 @group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read> weight: array<vec2<u32>>;
@@ -21,28 +20,45 @@ fn value(row: u32, i: u32) -> vec4<f32> {
   return x[at];
 }
 
-var<workgroup> partial: array<f32, THREADS>;
+var<workgroup> slots: array<f32, 32>;
+
+// The sum over the workgroup, for thread 0.
+fn workgroup_sum(value: f32, thread: u32) -> f32 {
+  workgroupBarrier();  // the slots may still be read from the last call
+  slots[thread] = value;
+  workgroupBarrier();
+  for (var step = 16u; step > 0u; step /= 2u) {
+    if (thread < step) {
+      slots[thread] += slots[thread + step];
+    }
+    workgroupBarrier();
+  }
+  return slots[0];
+}
+
+var<workgroup> factor: f32;
 
 @compute @workgroup_size(32, 1, 1)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-        @builtin(local_invocation_index) thread: u32) {
+fn main(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(num_workgroups) groups: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
   let row = group.y * groups.x + group.x;
   if (row >= ROWS) { return; }
 
   var squares = 0.0;
   for (var i = thread; i < SIZE; i += THREADS) {
-    let v = value(row, i);
-    squares += dot(v, v);
+    let v0 = value(row, i);
+    squares += dot(v0, v0);
   }
-  partial[thread] = squares;
+  let total = workgroup_sum(squares, thread);
+  if (thread == 0u) {
+    factor = inverseSqrt(total / 64.0 + 9.999999747378752e-06);
+  }
   workgroupBarrier();
-  for (var half = HALF; half > 0u; half >>= 1u) {
-    if (thread < half && thread + half < THREADS) { partial[thread] += partial[thread + half]; }
-    workgroupBarrier();
-  }
-  let scale = inverseSqrt(partial[0] / 64.0 + 9.999999747378752e-06);
 
   for (var i = thread; i < SIZE; i += THREADS) {
-    y[row * SIZE + i] = value(row, i) * scale * load_weight(i);
+    y[row * SIZE + i] = value(row, i) * factor * load_weight(i);
   }
 }

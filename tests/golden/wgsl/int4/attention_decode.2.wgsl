@@ -9,6 +9,15 @@ struct Sequence {
   n_tokens: u32,
   limit: u32,
   stop: u32,
+  sampling: u32,
+  seed_low: u32,
+  seed_high: u32,
+  inverse_temperature: u32,
+  top_k: u32,
+  top_p: u32,
+  min_p: u32,
+  repetition_penalty: u32,
+  inverse_repetition_penalty: u32,
   n_stop_tokens: u32,
   stop_tokens: array<u32, 16>,
 }
@@ -63,19 +72,30 @@ var<workgroup> totals: array<f32, 32>;
 var<workgroup> slice_sums: array<vec4<f32>, 256>;  // [head][slice][vec4]
 
 fn maximum_of(head: u32) -> f32 {
-  var maximum = LOWEST;
-  for (var i = 0u; i < SEGMENTS; i++) {
-    maximum = max(maximum, maxima[head * SEGMENTS + i]);
-  }
+  var maximum = maxima[head * SEGMENTS];
+  maximum = max(maximum, maxima[head * SEGMENTS + 1u]);
+  maximum = max(maximum, maxima[head * SEGMENTS + 2u]);
+  maximum = max(maximum, maxima[head * SEGMENTS + 3u]);
+  maximum = max(maximum, maxima[head * SEGMENTS + 4u]);
+  maximum = max(maximum, maxima[head * SEGMENTS + 5u]);
+  maximum = max(maximum, maxima[head * SEGMENTS + 6u]);
+  maximum = max(maximum, maxima[head * SEGMENTS + 7u]);
+  maximum = max(maximum, maxima[head * SEGMENTS + 8u]);
+  maximum = max(maximum, maxima[head * SEGMENTS + 9u]);
+  maximum = max(maximum, maxima[head * SEGMENTS + 10u]);
+  maximum = max(maximum, maxima[head * SEGMENTS + 11u]);
+  maximum = max(maximum, maxima[head * SEGMENTS + 12u]);
+  maximum = max(maximum, maxima[head * SEGMENTS + 13u]);
+  maximum = max(maximum, maxima[head * SEGMENTS + 14u]);
+  maximum = max(maximum, maxima[head * SEGMENTS + 15u]);
   return maximum;
 }
 
 fn total_of(head: u32) -> f32 {
-  var total = 0.0;
-  for (var i = 0u; i < SEGMENTS; i++) {
-    total += totals[head * SEGMENTS + i];
-  }
-  return total;
+  return totals[head * SEGMENTS] + totals[head * SEGMENTS + 1u] + totals[head * SEGMENTS + 2u] + totals[head * SEGMENTS + 3u]
+    + totals[head * SEGMENTS + 4u] + totals[head * SEGMENTS + 5u] + totals[head * SEGMENTS + 6u] + totals[head * SEGMENTS + 7u]
+    + totals[head * SEGMENTS + 8u] + totals[head * SEGMENTS + 9u] + totals[head * SEGMENTS + 10u] + totals[head * SEGMENTS + 11u]
+    + totals[head * SEGMENTS + 12u] + totals[head * SEGMENTS + 13u] + totals[head * SEGMENTS + 14u] + totals[head * SEGMENTS + 15u];
 }
 
 @compute @workgroup_size(128, 1, 1)
@@ -94,23 +114,38 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
   let first_head = group.x * SERVED;
   let cache_row = first_head / 2u * CAPACITY + begin;
 
+  // All that is read of the cache is asked for at once, before anything waits. Behind the last position it
+  // is that position again, with weight 0.
+  let position = thread / PARTS;
+  let part = thread % PARTS;
+  let key_row = (cache_row + min(position, to_position - 1u)) * FOURS;
+  let key_0 = load_key(key_row + part + 0u);
+  let key_1 = load_key(key_row + part + 2u);
+  let key_2 = load_key(key_row + part + 4u);
+  let key_3 = load_key(key_row + part + 6u);
+  let slice = thread / FOURS;
+  let four = thread % FOURS;
+  let value_0 = load_value((cache_row + min(slice + 0u, to_position - 1u)) * FOURS + four);
+  let value_1 = load_value((cache_row + min(slice + 16u, to_position - 1u)) * FOURS + four);
+  let value_2 = load_value((cache_row + min(slice + 32u, to_position - 1u)) * FOURS + four);
+  let value_3 = load_value((cache_row + min(slice + 48u, to_position - 1u)) * FOURS + four);
   for (var i = thread; i < SERVED * FOURS; i += THREADS) {
     q_heads[i] = q[first_head * FOURS + i];
   }
   workgroupBarrier();
 
   // Dot products: each key is read once, for all the heads.
-  let position = thread / PARTS;
-  let part = thread % PARTS;
-  if (position < to_position) {
-    let row = (cache_row + position) * FOURS;
+  if (position < SPLIT) {
     var dot_0 = 0.0;
     var dot_1 = 0.0;
-    for (var i = part; i < FOURS; i += PARTS) {
-      let key = load_key(row + i);
-      dot_0 += dot(key, q_heads[0u + i]);
-      dot_1 += dot(key, q_heads[8u + i]);
-    }
+    dot_0 += dot(key_0, q_heads[0u + part]);
+    dot_1 += dot(key_0, q_heads[8u + part]);
+    dot_0 += dot(key_1, q_heads[2u + part]);
+    dot_1 += dot(key_1, q_heads[10u + part]);
+    dot_0 += dot(key_2, q_heads[4u + part]);
+    dot_1 += dot(key_2, q_heads[12u + part]);
+    dot_0 += dot(key_3, q_heads[6u + part]);
+    dot_1 += dot(key_3, q_heads[14u + part]);
     let to = part * SERVED * SPLIT + position;
     weights[to + 0u] = dot_0;
     weights[to + 64u] = dot_1;
@@ -136,8 +171,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
   if (head < SERVED) {
     let maximum = maximum_of(head);
     var total = 0.0;
-    for (var i = from_position + segment; i < to_position; i += SEGMENTS) {
-      let weight = exp(weights[head * SPLIT + i] - maximum);
+    for (var i = segment; i < SPLIT; i += SEGMENTS) {
+      let visible = i >= from_position && i < to_position;
+      let weight = select(0.0, exp(weights[head * SPLIT + i] - maximum), visible);
       weights[head * SPLIT + i] = weight;
       total += weight;
     }
@@ -146,16 +182,16 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
   workgroupBarrier();
 
   // Weighted sums: each value is read once, for all the heads.
-  let slice = thread / FOURS;
   var sum_0 = vec4<f32>();
   var sum_1 = vec4<f32>();
-  if (slice < SLICES) {
-    for (var i = from_position + slice; i < to_position; i += SLICES) {
-      let value = load_value((cache_row + i) * FOURS + thread % FOURS);
-      sum_0 += weights[0u + i] * value;
-      sum_1 += weights[64u + i] * value;
-    }
-  }
+  sum_0 += weights[0u + slice] * value_0;
+  sum_1 += weights[64u + slice] * value_0;
+  sum_0 += weights[16u + slice] * value_1;
+  sum_1 += weights[80u + slice] * value_1;
+  sum_0 += weights[32u + slice] * value_2;
+  sum_1 += weights[96u + slice] * value_2;
+  sum_0 += weights[48u + slice] * value_3;
+  sum_1 += weights[112u + slice] * value_3;
 
   if (slice < SLICES) {
     slice_sums[0u + thread] = sum_0;

@@ -9,6 +9,15 @@ struct Sequence {
   n_tokens: u32,
   limit: u32,
   stop: u32,
+  sampling: u32,
+  seed_low: u32,
+  seed_high: u32,
+  inverse_temperature: u32,
+  top_k: u32,
+  top_p: u32,
+  min_p: u32,
+  repetition_penalty: u32,
+  inverse_repetition_penalty: u32,
   n_stop_tokens: u32,
   stop_tokens: array<u32, 16>,
 }
@@ -120,13 +129,83 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         k_tile[i / STAGE * STRIDE + i % STAGE] = value;
       }
       workgroupBarrier();
-      for (var i = 0u; i < STAGE; i++) {
-        let k_0 = k_tile[thread_key * STRIDE + i];
-        let k_1 = k_tile[(thread_key + 16u) * STRIDE + i];
-        let q_0 = q_tile[(4u * thread_pair + 0u) * STRIDE + i];
-        let q_1 = q_tile[(4u * thread_pair + 1u) * STRIDE + i];
-        let q_2 = q_tile[(4u * thread_pair + 2u) * STRIDE + i];
-        let q_3 = q_tile[(4u * thread_pair + 3u) * STRIDE + i];
+      {
+        let k_0 = k_tile[thread_key * STRIDE + 0u];
+        let k_1 = k_tile[(thread_key + 16u) * STRIDE + 0u];
+        let q_0 = q_tile[(4u * thread_pair + 0u) * STRIDE + 0u];
+        let q_1 = q_tile[(4u * thread_pair + 1u) * STRIDE + 0u];
+        let q_2 = q_tile[(4u * thread_pair + 2u) * STRIDE + 0u];
+        let q_3 = q_tile[(4u * thread_pair + 3u) * STRIDE + 0u];
+        scores_0 += vec4<f32>(dot(q_0, k_0), dot(q_1, k_0), dot(q_2, k_0), dot(q_3, k_0));
+        scores_1 += vec4<f32>(dot(q_0, k_1), dot(q_1, k_1), dot(q_2, k_1), dot(q_3, k_1));
+      }
+      {
+        let k_0 = k_tile[thread_key * STRIDE + 1u];
+        let k_1 = k_tile[(thread_key + 16u) * STRIDE + 1u];
+        let q_0 = q_tile[(4u * thread_pair + 0u) * STRIDE + 1u];
+        let q_1 = q_tile[(4u * thread_pair + 1u) * STRIDE + 1u];
+        let q_2 = q_tile[(4u * thread_pair + 2u) * STRIDE + 1u];
+        let q_3 = q_tile[(4u * thread_pair + 3u) * STRIDE + 1u];
+        scores_0 += vec4<f32>(dot(q_0, k_0), dot(q_1, k_0), dot(q_2, k_0), dot(q_3, k_0));
+        scores_1 += vec4<f32>(dot(q_0, k_1), dot(q_1, k_1), dot(q_2, k_1), dot(q_3, k_1));
+      }
+      {
+        let k_0 = k_tile[thread_key * STRIDE + 2u];
+        let k_1 = k_tile[(thread_key + 16u) * STRIDE + 2u];
+        let q_0 = q_tile[(4u * thread_pair + 0u) * STRIDE + 2u];
+        let q_1 = q_tile[(4u * thread_pair + 1u) * STRIDE + 2u];
+        let q_2 = q_tile[(4u * thread_pair + 2u) * STRIDE + 2u];
+        let q_3 = q_tile[(4u * thread_pair + 3u) * STRIDE + 2u];
+        scores_0 += vec4<f32>(dot(q_0, k_0), dot(q_1, k_0), dot(q_2, k_0), dot(q_3, k_0));
+        scores_1 += vec4<f32>(dot(q_0, k_1), dot(q_1, k_1), dot(q_2, k_1), dot(q_3, k_1));
+      }
+      {
+        let k_0 = k_tile[thread_key * STRIDE + 3u];
+        let k_1 = k_tile[(thread_key + 16u) * STRIDE + 3u];
+        let q_0 = q_tile[(4u * thread_pair + 0u) * STRIDE + 3u];
+        let q_1 = q_tile[(4u * thread_pair + 1u) * STRIDE + 3u];
+        let q_2 = q_tile[(4u * thread_pair + 2u) * STRIDE + 3u];
+        let q_3 = q_tile[(4u * thread_pair + 3u) * STRIDE + 3u];
+        scores_0 += vec4<f32>(dot(q_0, k_0), dot(q_1, k_0), dot(q_2, k_0), dot(q_3, k_0));
+        scores_1 += vec4<f32>(dot(q_0, k_1), dot(q_1, k_1), dot(q_2, k_1), dot(q_3, k_1));
+      }
+      {
+        let k_0 = k_tile[thread_key * STRIDE + 4u];
+        let k_1 = k_tile[(thread_key + 16u) * STRIDE + 4u];
+        let q_0 = q_tile[(4u * thread_pair + 0u) * STRIDE + 4u];
+        let q_1 = q_tile[(4u * thread_pair + 1u) * STRIDE + 4u];
+        let q_2 = q_tile[(4u * thread_pair + 2u) * STRIDE + 4u];
+        let q_3 = q_tile[(4u * thread_pair + 3u) * STRIDE + 4u];
+        scores_0 += vec4<f32>(dot(q_0, k_0), dot(q_1, k_0), dot(q_2, k_0), dot(q_3, k_0));
+        scores_1 += vec4<f32>(dot(q_0, k_1), dot(q_1, k_1), dot(q_2, k_1), dot(q_3, k_1));
+      }
+      {
+        let k_0 = k_tile[thread_key * STRIDE + 5u];
+        let k_1 = k_tile[(thread_key + 16u) * STRIDE + 5u];
+        let q_0 = q_tile[(4u * thread_pair + 0u) * STRIDE + 5u];
+        let q_1 = q_tile[(4u * thread_pair + 1u) * STRIDE + 5u];
+        let q_2 = q_tile[(4u * thread_pair + 2u) * STRIDE + 5u];
+        let q_3 = q_tile[(4u * thread_pair + 3u) * STRIDE + 5u];
+        scores_0 += vec4<f32>(dot(q_0, k_0), dot(q_1, k_0), dot(q_2, k_0), dot(q_3, k_0));
+        scores_1 += vec4<f32>(dot(q_0, k_1), dot(q_1, k_1), dot(q_2, k_1), dot(q_3, k_1));
+      }
+      {
+        let k_0 = k_tile[thread_key * STRIDE + 6u];
+        let k_1 = k_tile[(thread_key + 16u) * STRIDE + 6u];
+        let q_0 = q_tile[(4u * thread_pair + 0u) * STRIDE + 6u];
+        let q_1 = q_tile[(4u * thread_pair + 1u) * STRIDE + 6u];
+        let q_2 = q_tile[(4u * thread_pair + 2u) * STRIDE + 6u];
+        let q_3 = q_tile[(4u * thread_pair + 3u) * STRIDE + 6u];
+        scores_0 += vec4<f32>(dot(q_0, k_0), dot(q_1, k_0), dot(q_2, k_0), dot(q_3, k_0));
+        scores_1 += vec4<f32>(dot(q_0, k_1), dot(q_1, k_1), dot(q_2, k_1), dot(q_3, k_1));
+      }
+      {
+        let k_0 = k_tile[thread_key * STRIDE + 7u];
+        let k_1 = k_tile[(thread_key + 16u) * STRIDE + 7u];
+        let q_0 = q_tile[(4u * thread_pair + 0u) * STRIDE + 7u];
+        let q_1 = q_tile[(4u * thread_pair + 1u) * STRIDE + 7u];
+        let q_2 = q_tile[(4u * thread_pair + 2u) * STRIDE + 7u];
+        let q_3 = q_tile[(4u * thread_pair + 3u) * STRIDE + 7u];
         scores_0 += vec4<f32>(dot(q_0, k_0), dot(q_1, k_0), dot(q_2, k_0), dot(q_3, k_0));
         scores_1 += vec4<f32>(dot(q_0, k_1), dot(q_1, k_1), dot(q_2, k_1), dot(q_3, k_1));
       }
@@ -144,12 +223,31 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 
     // Of the quarter's keys, those that the pair sees.
     let key = tile + quarter * 8u;
-    let begin = clamp(sees_from, key, key + 8u) - tile;
-    let end = clamp(sees_to, key, key + 8u) - tile;
     var quarter_maximum = LOWEST;
-    for (var i = begin; i < end; i++) {
-      quarter_maximum = max(quarter_maximum, weights[i * TILE_PAIRS + pair]);
-    }
+    let score_0 = weights[(quarter * 8u + 0u) * TILE_PAIRS + pair];
+    let sees_0 = key + 0u >= sees_from && key + 0u < sees_to;
+    quarter_maximum = max(quarter_maximum, select(LOWEST, score_0, sees_0));
+    let score_1 = weights[(quarter * 8u + 1u) * TILE_PAIRS + pair];
+    let sees_1 = key + 1u >= sees_from && key + 1u < sees_to;
+    quarter_maximum = max(quarter_maximum, select(LOWEST, score_1, sees_1));
+    let score_2 = weights[(quarter * 8u + 2u) * TILE_PAIRS + pair];
+    let sees_2 = key + 2u >= sees_from && key + 2u < sees_to;
+    quarter_maximum = max(quarter_maximum, select(LOWEST, score_2, sees_2));
+    let score_3 = weights[(quarter * 8u + 3u) * TILE_PAIRS + pair];
+    let sees_3 = key + 3u >= sees_from && key + 3u < sees_to;
+    quarter_maximum = max(quarter_maximum, select(LOWEST, score_3, sees_3));
+    let score_4 = weights[(quarter * 8u + 4u) * TILE_PAIRS + pair];
+    let sees_4 = key + 4u >= sees_from && key + 4u < sees_to;
+    quarter_maximum = max(quarter_maximum, select(LOWEST, score_4, sees_4));
+    let score_5 = weights[(quarter * 8u + 5u) * TILE_PAIRS + pair];
+    let sees_5 = key + 5u >= sees_from && key + 5u < sees_to;
+    quarter_maximum = max(quarter_maximum, select(LOWEST, score_5, sees_5));
+    let score_6 = weights[(quarter * 8u + 6u) * TILE_PAIRS + pair];
+    let sees_6 = key + 6u >= sees_from && key + 6u < sees_to;
+    quarter_maximum = max(quarter_maximum, select(LOWEST, score_6, sees_6));
+    let score_7 = weights[(quarter * 8u + 7u) * TILE_PAIRS + pair];
+    let sees_7 = key + 7u >= sees_from && key + 7u < sees_to;
+    quarter_maximum = max(quarter_maximum, select(LOWEST, score_7, sees_7));
     quarters[thread] = quarter_maximum;
     workgroupBarrier();
     let top = max(
@@ -160,12 +258,31 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let shrink = exp(maximum - top);
     maximum = top;
     total *= shrink;
-    for (var i = quarter * 8u; i < (quarter + 1u) * 8u; i++) {
-      // The score of a key that is not seen may be anything, so it is replaced, not multiplied away.
-      let weight = select(0.0, exp(weights[i * TILE_PAIRS + pair] - top), i >= begin && i < end);
-      weights[i * TILE_PAIRS + pair] = weight;
-      total += weight;
-    }
+    // The score of a key that is not seen may be anything, so it is replaced, not multiplied away.
+    let weight_0 = select(0.0, exp(score_0 - top), sees_0);
+    weights[(quarter * 8u + 0u) * TILE_PAIRS + pair] = weight_0;
+    total += weight_0;
+    let weight_1 = select(0.0, exp(score_1 - top), sees_1);
+    weights[(quarter * 8u + 1u) * TILE_PAIRS + pair] = weight_1;
+    total += weight_1;
+    let weight_2 = select(0.0, exp(score_2 - top), sees_2);
+    weights[(quarter * 8u + 2u) * TILE_PAIRS + pair] = weight_2;
+    total += weight_2;
+    let weight_3 = select(0.0, exp(score_3 - top), sees_3);
+    weights[(quarter * 8u + 3u) * TILE_PAIRS + pair] = weight_3;
+    total += weight_3;
+    let weight_4 = select(0.0, exp(score_4 - top), sees_4);
+    weights[(quarter * 8u + 4u) * TILE_PAIRS + pair] = weight_4;
+    total += weight_4;
+    let weight_5 = select(0.0, exp(score_5 - top), sees_5);
+    weights[(quarter * 8u + 5u) * TILE_PAIRS + pair] = weight_5;
+    total += weight_5;
+    let weight_6 = select(0.0, exp(score_6 - top), sees_6);
+    weights[(quarter * 8u + 6u) * TILE_PAIRS + pair] = weight_6;
+    total += weight_6;
+    let weight_7 = select(0.0, exp(score_7 - top), sees_7);
+    weights[(quarter * 8u + 7u) * TILE_PAIRS + pair] = weight_7;
+    total += weight_7;
     if (quarter == 0u) {
       factors[pair] = shrink;
     }
@@ -179,18 +296,112 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     sum_2_0 *= shrink_2;
     let shrink_3 = factors[4u * sum_pair + 3u];
     sum_3_0 *= shrink_3;
-    for (var i = 0u; i < min(n_keys - tile, TILE_KEYS); i++) {
-      let of_key = i * TILE_PAIRS + 4u * sum_pair;
-      let weight_0 = weights[of_key + 0u];
-      let weight_1 = weights[of_key + 1u];
-      let weight_2 = weights[of_key + 2u];
-      let weight_3 = weights[of_key + 3u];
-      let at = (kv_head * CAPACITY + tile + i) * FOURS + sum_four;
-      let value_0 = load_value(min(at + 0u, 383u));
-      sum_0_0 += weight_0 * value_0;
-      sum_1_0 += weight_1 * value_0;
-      sum_2_0 += weight_2 * value_0;
-      sum_3_0 += weight_3 * value_0;
+    // Keys behind the last one have weight 0, and are read as the last one.
+    for (var first = 0u; first < TILE_KEYS; first += 8u) {
+      {
+        let of_key = (first + 0u) * TILE_PAIRS + 4u * sum_pair;
+        let at = (kv_head * CAPACITY + min(tile + first + 0u, n_keys - 1u)) * FOURS + sum_four;
+        let weight_0 = weights[of_key + 0u];
+        let weight_1 = weights[of_key + 1u];
+        let weight_2 = weights[of_key + 2u];
+        let weight_3 = weights[of_key + 3u];
+        let value_0 = load_value(min(at + 0u, 383u));
+        sum_0_0 += weight_0 * value_0;
+        sum_1_0 += weight_1 * value_0;
+        sum_2_0 += weight_2 * value_0;
+        sum_3_0 += weight_3 * value_0;
+      }
+      {
+        let of_key = (first + 1u) * TILE_PAIRS + 4u * sum_pair;
+        let at = (kv_head * CAPACITY + min(tile + first + 1u, n_keys - 1u)) * FOURS + sum_four;
+        let weight_0 = weights[of_key + 0u];
+        let weight_1 = weights[of_key + 1u];
+        let weight_2 = weights[of_key + 2u];
+        let weight_3 = weights[of_key + 3u];
+        let value_0 = load_value(min(at + 0u, 383u));
+        sum_0_0 += weight_0 * value_0;
+        sum_1_0 += weight_1 * value_0;
+        sum_2_0 += weight_2 * value_0;
+        sum_3_0 += weight_3 * value_0;
+      }
+      {
+        let of_key = (first + 2u) * TILE_PAIRS + 4u * sum_pair;
+        let at = (kv_head * CAPACITY + min(tile + first + 2u, n_keys - 1u)) * FOURS + sum_four;
+        let weight_0 = weights[of_key + 0u];
+        let weight_1 = weights[of_key + 1u];
+        let weight_2 = weights[of_key + 2u];
+        let weight_3 = weights[of_key + 3u];
+        let value_0 = load_value(min(at + 0u, 383u));
+        sum_0_0 += weight_0 * value_0;
+        sum_1_0 += weight_1 * value_0;
+        sum_2_0 += weight_2 * value_0;
+        sum_3_0 += weight_3 * value_0;
+      }
+      {
+        let of_key = (first + 3u) * TILE_PAIRS + 4u * sum_pair;
+        let at = (kv_head * CAPACITY + min(tile + first + 3u, n_keys - 1u)) * FOURS + sum_four;
+        let weight_0 = weights[of_key + 0u];
+        let weight_1 = weights[of_key + 1u];
+        let weight_2 = weights[of_key + 2u];
+        let weight_3 = weights[of_key + 3u];
+        let value_0 = load_value(min(at + 0u, 383u));
+        sum_0_0 += weight_0 * value_0;
+        sum_1_0 += weight_1 * value_0;
+        sum_2_0 += weight_2 * value_0;
+        sum_3_0 += weight_3 * value_0;
+      }
+      {
+        let of_key = (first + 4u) * TILE_PAIRS + 4u * sum_pair;
+        let at = (kv_head * CAPACITY + min(tile + first + 4u, n_keys - 1u)) * FOURS + sum_four;
+        let weight_0 = weights[of_key + 0u];
+        let weight_1 = weights[of_key + 1u];
+        let weight_2 = weights[of_key + 2u];
+        let weight_3 = weights[of_key + 3u];
+        let value_0 = load_value(min(at + 0u, 383u));
+        sum_0_0 += weight_0 * value_0;
+        sum_1_0 += weight_1 * value_0;
+        sum_2_0 += weight_2 * value_0;
+        sum_3_0 += weight_3 * value_0;
+      }
+      {
+        let of_key = (first + 5u) * TILE_PAIRS + 4u * sum_pair;
+        let at = (kv_head * CAPACITY + min(tile + first + 5u, n_keys - 1u)) * FOURS + sum_four;
+        let weight_0 = weights[of_key + 0u];
+        let weight_1 = weights[of_key + 1u];
+        let weight_2 = weights[of_key + 2u];
+        let weight_3 = weights[of_key + 3u];
+        let value_0 = load_value(min(at + 0u, 383u));
+        sum_0_0 += weight_0 * value_0;
+        sum_1_0 += weight_1 * value_0;
+        sum_2_0 += weight_2 * value_0;
+        sum_3_0 += weight_3 * value_0;
+      }
+      {
+        let of_key = (first + 6u) * TILE_PAIRS + 4u * sum_pair;
+        let at = (kv_head * CAPACITY + min(tile + first + 6u, n_keys - 1u)) * FOURS + sum_four;
+        let weight_0 = weights[of_key + 0u];
+        let weight_1 = weights[of_key + 1u];
+        let weight_2 = weights[of_key + 2u];
+        let weight_3 = weights[of_key + 3u];
+        let value_0 = load_value(min(at + 0u, 383u));
+        sum_0_0 += weight_0 * value_0;
+        sum_1_0 += weight_1 * value_0;
+        sum_2_0 += weight_2 * value_0;
+        sum_3_0 += weight_3 * value_0;
+      }
+      {
+        let of_key = (first + 7u) * TILE_PAIRS + 4u * sum_pair;
+        let at = (kv_head * CAPACITY + min(tile + first + 7u, n_keys - 1u)) * FOURS + sum_four;
+        let weight_0 = weights[of_key + 0u];
+        let weight_1 = weights[of_key + 1u];
+        let weight_2 = weights[of_key + 2u];
+        let weight_3 = weights[of_key + 3u];
+        let value_0 = load_value(min(at + 0u, 383u));
+        sum_0_0 += weight_0 * value_0;
+        sum_1_0 += weight_1 * value_0;
+        sum_2_0 += weight_2 * value_0;
+        sum_3_0 += weight_3 * value_0;
+      }
     }
   }
 

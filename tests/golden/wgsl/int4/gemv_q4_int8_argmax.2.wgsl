@@ -1,5 +1,7 @@
 // ONNX nodes:
 //   /lm_head/MatMul_Q4
+enable f16;
+
 struct Sequence {
   past_length: u32,
   length: u32,
@@ -8,19 +10,31 @@ struct Sequence {
   n_tokens: u32,
   limit: u32,
   stop: u32,
+  sampling: u32,
+  seed_low: u32,
+  seed_high: u32,
+  inverse_temperature: u32,
+  top_k: u32,
+  top_p: u32,
+  min_p: u32,
+  repetition_penalty: u32,
+  inverse_repetition_penalty: u32,
   n_stop_tokens: u32,
   stop_tokens: array<u32, 16>,
 }
 
 @group(0) @binding(0) var<storage, read> sequence: Sequence;
-@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
+// Rows of int8 values, four to a word, even and odd ones of every eight apart; then f32 scales.
+@group(0) @binding(1) var<storage, read> x: array<vec4<u32>>;
 
-// Four activations of a row, from 4 * quad on.
-fn activation(row: u32, quad: u32) -> vec4<f32> {
-  return x[row * 16u + quad];
+const X_STRIDE = 5u;  // vectors per row
+const X_SCALES = 4u;  // where a row's scales begin
+
+fn x_scale(row: u32, chunk: u32) -> f32 {
+  return bitcast<f32>(x[row * X_STRIDE + X_SCALES + (chunk >> 2u)][chunk & 3u]);
 }
 
-@group(0) @binding(3) var<storage, read> params: array<u32>;
+@group(0) @binding(3) var<storage, read> params: array<f16>;
 
 const BLOCKS = 2u;  // of 32 weights, per row
 const CHUNKS_PER_BLOCK = 1u;
@@ -28,12 +42,16 @@ const CHUNKS_PER_BLOCK = 1u;
 // The scale of a block.
 fn scale(row: u32, block: u32) -> f32 {
   let i = row * BLOCKS + block;
-  return unpack2x16float(params[i >> 1u] >> (16u * (i & 1u))).x;
+  return f32(params[i]);
+}
+
+fn zero_point(row: u32, block: u32) -> i32 {
+  return 8;  // symmetric
 }
 
 // The zero point z of a block as four bytes 0x80 - z, which is what `centered` adds.
 fn zero_bytes(row: u32, block: u32) -> u32 {
-  return 0x78787878u;  // symmetric: z = 8
+  return (0x80u - u32(zero_point(row, block))) * 0x01010101u;
 }
 
 // Four nibbles, spread into the low halves of four bytes, to four signed bytes q - z. No byte carries.
@@ -41,151 +59,142 @@ fn centered(nibbles: u32, zeros: u32) -> u32 {
   return ((nibbles & 0x0f0f0f0fu) + zeros) ^ 0x80808080u;
 }
 
-const THREADS = 32u;
-const ROWS = 271u;  // of W
+// A workgroup takes 64 rows of W: 16 threads walk together along K of 4 rows.
+const THREADS = 256u;
+const LANES = 16u;
+const PARTS = 4u;  // threads that add up a row's 16 sums
+const TILE_ROWS = 64u;
+const N = 271u;  // outputs
 const ROW_CHUNKS = 2u;  // of 32 weights: what a thread takes at a time
 const CHUNKS = 2u;
 
 @group(0) @binding(2) var<storage, read> weights: array<vec4<u32>>;
 
 // 32 activations as int8 with one scale, even and odd ones of every eight in separate words, as the
-// nibbles of a word of weights come apart. Every workgroup quantises what it reads: that costs a fraction
-// of its dot products, and a dispatch that did it once would cost more.
+// nibbles of a word of weights come apart.
 struct Chunk {
-  even_x: u32,
-  odd_x: u32,
-  even_y: u32,
-  odd_y: u32,
-  even_z: u32,
-  odd_z: u32,
-  even_w: u32,
-  odd_w: u32,
+  words0: vec4<u32>,
+  words1: vec4<u32>,
+  sum: i32,
   scale: f32,
 }
 
-fn greatest(v: vec4<f32>) -> f32 {
-  return max(max(v.x, v.y), max(v.z, v.w));
-}
-
-fn int8(v: vec4<f32>) -> u32 {
-  return pack4xI8(vec4<i32>(round(v)));
+fn sum_of(words: vec4<u32>) -> i32 {
+  return dot4I8Packed(words.x, 0x01010101u) + dot4I8Packed(words.y, 0x01010101u)
+    + dot4I8Packed(words.z, 0x01010101u) + dot4I8Packed(words.w, 0x01010101u);
 }
 
 fn load_chunk(chunk: u32) -> Chunk {
-  let x0 = activation(0u, 8u * chunk + 0u);
-  let x1 = activation(0u, 8u * chunk + 1u);
-  let x2 = activation(0u, 8u * chunk + 2u);
-  let x3 = activation(0u, 8u * chunk + 3u);
-  let x4 = activation(0u, 8u * chunk + 4u);
-  let x5 = activation(0u, 8u * chunk + 5u);
-  let x6 = activation(0u, 8u * chunk + 6u);
-  let x7 = activation(0u, 8u * chunk + 7u);
-  var largest = abs(x0);
-  largest = max(largest, abs(x1));
-  largest = max(largest, abs(x2));
-  largest = max(largest, abs(x3));
-  largest = max(largest, abs(x4));
-  largest = max(largest, abs(x5));
-  largest = max(largest, abs(x6));
-  largest = max(largest, abs(x7));
-  let limit = greatest(largest);
-  let to_int8 = 127.0 / max(limit, 1e-30);
-  return Chunk(
-    int8(to_int8 * vec4<f32>(x0.xz, x1.xz)), int8(to_int8 * vec4<f32>(x0.yw, x1.yw)),
-    int8(to_int8 * vec4<f32>(x2.xz, x3.xz)), int8(to_int8 * vec4<f32>(x2.yw, x3.yw)),
-    int8(to_int8 * vec4<f32>(x4.xz, x5.xz)), int8(to_int8 * vec4<f32>(x4.yw, x5.yw)),
-    int8(to_int8 * vec4<f32>(x6.xz, x7.xz)), int8(to_int8 * vec4<f32>(x6.yw, x7.yw)),
-    limit / 127.0,
-  );
+  let words0 = x[2u * chunk + 0u];
+  let words1 = x[2u * chunk + 1u];
+  return Chunk(words0, words1, sum_of(words0) + sum_of(words1), x_scale(0u, chunk));
 }
 
+// The sum of (q - zero) * x is that of q * x, less zero times the sum of x: nibbles need no centring.
 fn row_dot(row: u32, chunk: u32, x: Chunk) -> f32 {
   let words = weights[row * ROW_CHUNKS + chunk];
   let block = chunk / CHUNKS_PER_BLOCK;
-  let zeros = zero_bytes(row, block);
-  var sum = 0;
-  sum += dot4I8Packed(centered(words.x, zeros), x.even_x);
-  sum += dot4I8Packed(centered(words.x >> 4u, zeros), x.odd_x);
-  sum += dot4I8Packed(centered(words.y, zeros), x.even_y);
-  sum += dot4I8Packed(centered(words.y >> 4u, zeros), x.odd_y);
-  sum += dot4I8Packed(centered(words.z, zeros), x.even_z);
-  sum += dot4I8Packed(centered(words.z >> 4u, zeros), x.odd_z);
-  sum += dot4I8Packed(centered(words.w, zeros), x.even_w);
-  sum += dot4I8Packed(centered(words.w >> 4u, zeros), x.odd_w);
+  var sum = -zero_point(row, block) * x.sum;
+  sum += dot4I8Packed(words.x & 0x0f0f0f0fu, x.words0.x);
+  sum += dot4I8Packed((words.x >> 4u) & 0x0f0f0f0fu, x.words0.y);
+  sum += dot4I8Packed(words.y & 0x0f0f0f0fu, x.words0.z);
+  sum += dot4I8Packed((words.y >> 4u) & 0x0f0f0f0fu, x.words0.w);
+  sum += dot4I8Packed(words.z & 0x0f0f0f0fu, x.words1.x);
+  sum += dot4I8Packed((words.z >> 4u) & 0x0f0f0f0fu, x.words1.y);
+  sum += dot4I8Packed(words.w & 0x0f0f0f0fu, x.words1.z);
+  sum += dot4I8Packed((words.w >> 4u) & 0x0f0f0f0fu, x.words1.w);
   return scale(row, block) * x.scale * f32(sum);
 }
 
-// A thread's share of the dot product of x with one row of W.
-fn thread_dots(rows: u32, thread: u32) -> f32 {
-  var sum = f32();
-  for (var chunk = thread; chunk < CHUNKS; chunk += THREADS) {
-    let x_chunk = load_chunk(chunk);
-    sum += row_dot(rows, chunk, x_chunk);
-  }
+var<workgroup> lane_sums: array<f32, 1024>;  // [row][lane]
+var<workgroup> part_sums: array<f32, THREADS>;  // [part][row]
+
+// The dot product of x with a row of the tile, once `part_sums` is complete.
+fn row_total(row: u32) -> f32 {
+  let sum = part_sums[row] + part_sums[64u + row] + part_sums[128u + row] + part_sums[192u + row];
   return sum;
 }
 
-var<workgroup> slots: array<f32, 32>;
-
-// The sum over the workgroup, for thread 0.
-fn workgroup_sum(value: f32, thread: u32) -> f32 {
-  workgroupBarrier();  // the slots may still be read from the last call
-  slots[thread] = value;
-  workgroupBarrier();
-  for (var step = 16u; step > 0u; step /= 2u) {
-    if (thread < step) {
-      slots[thread] += slots[thread + step];
-    }
-    workgroupBarrier();
-  }
-  return slots[0];
-}
-
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;
-
-// The rows of W that a workgroup takes together; the last ones repeat instead of running past the end.
-fn tile_rows(tile: u32) -> u32 {
-  return min(tile, ROWS - 1u);
-}
-
-@group(0) @binding(5) var<storage, read_write> partial_values: array<f32>;  // per workgroup: its greatest output
+@group(0) @binding(5) var<storage, read_write> partial_values: array<f32>;  // per tile: its greatest output
 @group(0) @binding(6) var<storage, read_write> partial_indices: array<u32>;  // and which one that is
 
-struct Best {
-  value: f32,
-  index: u32,
-}
-
-const NO_INDEX = 0xffffffffu;
 const GREATEST = 0x1.fffffep+127f;
 
-// The better of two; the first of equal ones. NaN, told by its bits, counts as the greatest f32.
-fn better(best: Best, value: f32, index: u32) -> Best {
+var<workgroup> best_values: array<f32, 64>;
+var<workgroup> best_rows: array<u32, 64>;
+
+// A number for comparisons: NaN, told by its bits, counts as the greatest f32.
+fn finite(value: f32) -> f32 {
   let is_nan = (bitcast<u32>(value) & 0x7fffffffu) > 0x7f800000u;
-  let finite = select(clamp(value, -GREATEST, GREATEST), GREATEST, is_nan);
-  if (finite > best.value || best.index == NO_INDEX) {
-    return Best(finite, index);
-  }
-  return best;
+  return select(clamp(value, -GREATEST, GREATEST), GREATEST, is_nan);
 }
 
-@compute @workgroup_size(32, 1, 1)
-fn main(
-  @builtin(workgroup_id) group: vec3<u32>,
-  @builtin(local_invocation_index) thread: u32,
-) {
+fn finish(tile: u32, thread: u32) {
+  let row = tile * TILE_ROWS + thread;
+  if (thread < TILE_ROWS) {
+    best_values[thread] = -GREATEST;
+    best_rows[thread] = 0xffffffffu;
+    if (row < N) {
+      let value = row_total(thread);
+      y[row] = value;
+      best_values[thread] = finite(value);
+      best_rows[thread] = row;
+    }
+  }
+  for (var half = TILE_ROWS / 2u; half > 0u; half /= 2u) {
+    workgroupBarrier();
+    if (thread < half) {
+      let other = thread + half;
+      // Of equal ones the first.
+      if (best_values[other] > best_values[thread] ||
+          (best_values[other] == best_values[thread] && best_rows[other] < best_rows[thread])) {
+        best_values[thread] = best_values[other];
+        best_rows[thread] = best_rows[other];
+      }
+    }
+  }
+  if (thread == 0u) {
+    partial_values[tile] = best_values[0];
+    partial_indices[tile] = best_rows[0];
+  }
+}
+
+@compute @workgroup_size(256, 1, 1)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
   if (sequence.stop != 0u) {
     return;  // generation has ended
   }
-  var best = Best(-GREATEST, NO_INDEX);
-  let rows = tile_rows(group.x);
-  let total = workgroup_sum(thread_dots(rows, thread), thread);
-  if (thread == 0u) {
-    y[rows] = total;
-    best = better(best, total, rows);
+  let tile = group.x;
+  let lane = thread % LANES;
+  let first = thread / LANES * 4u;  // of the tile
+  let row0 = min(tile * TILE_ROWS + first, N - 1u);
+  let row1 = min(row0 + 1u, N - 1u);
+  let row2 = min(row0 + 2u, N - 1u);
+  let row3 = min(row0 + 3u, N - 1u);
+  var sum0 = 0.0;
+  var sum1 = 0.0;
+  var sum2 = 0.0;
+  var sum3 = 0.0;
+  for (var at = lane; at < CHUNKS; at += 16u) {
+    {
+      let chunk = at;
+      let x_chunk = load_chunk(chunk);
+      sum0 += row_dot(row0, chunk, x_chunk);
+      sum1 += row_dot(row1, chunk, x_chunk);
+      sum2 += row_dot(row2, chunk, x_chunk);
+      sum3 += row_dot(row3, chunk, x_chunk);
+    }
   }
-  if (thread == 0u) {
-    partial_values[group.x] = best.value;
-    partial_indices[group.x] = best.index;
-  }
+  lane_sums[first * LANES + lane] = sum0;
+  lane_sums[(first + 1u) * LANES + lane] = sum1;
+  lane_sums[(first + 2u) * LANES + lane] = sum2;
+  lane_sums[(first + 3u) * LANES + lane] = sum3;
+  workgroupBarrier();
+  let part = thread % PARTS;
+  let from_lane = thread / PARTS * LANES + part;
+  part_sums[part * TILE_ROWS + thread / PARTS] =
+    lane_sums[from_lane] + lane_sums[from_lane + 4u] + lane_sums[from_lane + 8u] + lane_sums[from_lane + 12u];
+  workgroupBarrier();
+  finish(tile, thread);
 }

@@ -4,7 +4,7 @@
 //   /model/layers.0/mlp/act_fn/Sigmoid
 //   /model/layers.0/mlp/act_fn/Mul
 //   /model/layers.0/mlp/Mul
-enable subgroups;
+enable f16;
 
 struct Sequence {
   past_length: u32,
@@ -14,19 +14,31 @@ struct Sequence {
   n_tokens: u32,
   limit: u32,
   stop: u32,
+  sampling: u32,
+  seed_low: u32,
+  seed_high: u32,
+  inverse_temperature: u32,
+  top_k: u32,
+  top_p: u32,
+  min_p: u32,
+  repetition_penalty: u32,
+  inverse_repetition_penalty: u32,
   n_stop_tokens: u32,
   stop_tokens: array<u32, 16>,
 }
 
 @group(0) @binding(0) var<storage, read> sequence: Sequence;
-@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
+// Rows of int8 values, four to a word, even and odd ones of every eight apart; then f32 scales.
+@group(0) @binding(1) var<storage, read> x: array<vec4<u32>>;
 
-// Four activations of a row, from 4 * quad on.
-fn activation(row: u32, quad: u32) -> vec4<f32> {
-  return x[row * 16u + quad];
+const X_STRIDE = 5u;  // vectors per row
+const X_SCALES = 4u;  // where a row's scales begin
+
+fn x_scale(row: u32, chunk: u32) -> f32 {
+  return bitcast<f32>(x[row * X_STRIDE + X_SCALES + (chunk >> 2u)][chunk & 3u]);
 }
 
-@group(0) @binding(3) var<storage, read> params: array<u32>;
+@group(0) @binding(3) var<storage, read> params: array<f16>;
 
 const BLOCKS = 2u;  // of 32 weights, per row
 const CHUNKS_PER_BLOCK = 1u;
@@ -34,12 +46,16 @@ const CHUNKS_PER_BLOCK = 1u;
 // The scale of a block.
 fn scale(row: u32, block: u32) -> f32 {
   let i = row * BLOCKS + block;
-  return unpack2x16float(params[i >> 1u] >> (16u * (i & 1u))).x;
+  return f32(params[i]);
+}
+
+fn zero_point(row: u32, block: u32) -> i32 {
+  return 8;  // symmetric
 }
 
 // The zero point z of a block as four bytes 0x80 - z, which is what `centered` adds.
 fn zero_bytes(row: u32, block: u32) -> u32 {
-  return 0x78787878u;  // symmetric: z = 8
+  return (0x80u - u32(zero_point(row, block))) * 0x01010101u;
 }
 
 // Four nibbles, spread into the low halves of four bytes, to four signed bytes q - z. No byte carries.
@@ -47,134 +63,191 @@ fn centered(nibbles: u32, zeros: u32) -> u32 {
   return ((nibbles & 0x0f0f0f0fu) + zeros) ^ 0x80808080u;
 }
 
-const THREADS = 32u;
-const ROWS = 192u;  // of W
+// A workgroup takes 64 rows of W: 32 threads walk together along K of 8 rows.
+const THREADS = 256u;
+const LANES = 32u;
+const PARTS = 4u;  // threads that add up a row's 32 sums
+const TILE_ROWS = 64u;
+const TILE_OUTPUTS = 32u;
+const N = 96u;  // outputs
 const ROW_CHUNKS = 2u;  // of 32 weights: what a thread takes at a time
 const CHUNKS = 2u;
 
 @group(0) @binding(2) var<storage, read> weights: array<vec4<u32>>;
 
 // 32 activations as int8 with one scale, even and odd ones of every eight in separate words, as the
-// nibbles of a word of weights come apart. Every workgroup quantises what it reads: that costs a fraction
-// of its dot products, and a dispatch that did it once would cost more.
+// nibbles of a word of weights come apart.
 struct Chunk {
-  even_x: u32,
-  odd_x: u32,
-  even_y: u32,
-  odd_y: u32,
-  even_z: u32,
-  odd_z: u32,
-  even_w: u32,
-  odd_w: u32,
+  words0: vec4<u32>,
+  words1: vec4<u32>,
+  sum: i32,
   scale: f32,
 }
 
-fn greatest(v: vec4<f32>) -> f32 {
-  return max(max(v.x, v.y), max(v.z, v.w));
-}
-
-fn int8(v: vec4<f32>) -> u32 {
-  return pack4xI8(vec4<i32>(round(v)));
+fn sum_of(words: vec4<u32>) -> i32 {
+  return dot4I8Packed(words.x, 0x01010101u) + dot4I8Packed(words.y, 0x01010101u)
+    + dot4I8Packed(words.z, 0x01010101u) + dot4I8Packed(words.w, 0x01010101u);
 }
 
 fn load_chunk(chunk: u32) -> Chunk {
-  let x0 = activation(0u, 8u * chunk + 0u);
-  let x1 = activation(0u, 8u * chunk + 1u);
-  let x2 = activation(0u, 8u * chunk + 2u);
-  let x3 = activation(0u, 8u * chunk + 3u);
-  let x4 = activation(0u, 8u * chunk + 4u);
-  let x5 = activation(0u, 8u * chunk + 5u);
-  let x6 = activation(0u, 8u * chunk + 6u);
-  let x7 = activation(0u, 8u * chunk + 7u);
-  var largest = abs(x0);
-  largest = max(largest, abs(x1));
-  largest = max(largest, abs(x2));
-  largest = max(largest, abs(x3));
-  largest = max(largest, abs(x4));
-  largest = max(largest, abs(x5));
-  largest = max(largest, abs(x6));
-  largest = max(largest, abs(x7));
-  let limit = greatest(largest);
-  let to_int8 = 127.0 / max(limit, 1e-30);
-  return Chunk(
-    int8(to_int8 * vec4<f32>(x0.xz, x1.xz)), int8(to_int8 * vec4<f32>(x0.yw, x1.yw)),
-    int8(to_int8 * vec4<f32>(x2.xz, x3.xz)), int8(to_int8 * vec4<f32>(x2.yw, x3.yw)),
-    int8(to_int8 * vec4<f32>(x4.xz, x5.xz)), int8(to_int8 * vec4<f32>(x4.yw, x5.yw)),
-    int8(to_int8 * vec4<f32>(x6.xz, x7.xz)), int8(to_int8 * vec4<f32>(x6.yw, x7.yw)),
-    limit / 127.0,
-  );
+  let words0 = x[2u * chunk + 0u];
+  let words1 = x[2u * chunk + 1u];
+  return Chunk(words0, words1, sum_of(words0) + sum_of(words1), x_scale(0u, chunk));
 }
 
+// The sum of (q - zero) * x is that of q * x, less zero times the sum of x: nibbles need no centring.
 fn row_dot(row: u32, chunk: u32, x: Chunk) -> f32 {
   let words = weights[row * ROW_CHUNKS + chunk];
   let block = chunk / CHUNKS_PER_BLOCK;
-  let zeros = zero_bytes(row, block);
-  var sum = 0;
-  sum += dot4I8Packed(centered(words.x, zeros), x.even_x);
-  sum += dot4I8Packed(centered(words.x >> 4u, zeros), x.odd_x);
-  sum += dot4I8Packed(centered(words.y, zeros), x.even_y);
-  sum += dot4I8Packed(centered(words.y >> 4u, zeros), x.odd_y);
-  sum += dot4I8Packed(centered(words.z, zeros), x.even_z);
-  sum += dot4I8Packed(centered(words.z >> 4u, zeros), x.odd_z);
-  sum += dot4I8Packed(centered(words.w, zeros), x.even_w);
-  sum += dot4I8Packed(centered(words.w >> 4u, zeros), x.odd_w);
+  var sum = -zero_point(row, block) * x.sum;
+  sum += dot4I8Packed(words.x & 0x0f0f0f0fu, x.words0.x);
+  sum += dot4I8Packed((words.x >> 4u) & 0x0f0f0f0fu, x.words0.y);
+  sum += dot4I8Packed(words.y & 0x0f0f0f0fu, x.words0.z);
+  sum += dot4I8Packed((words.y >> 4u) & 0x0f0f0f0fu, x.words0.w);
+  sum += dot4I8Packed(words.z & 0x0f0f0f0fu, x.words1.x);
+  sum += dot4I8Packed((words.z >> 4u) & 0x0f0f0f0fu, x.words1.y);
+  sum += dot4I8Packed(words.w & 0x0f0f0f0fu, x.words1.z);
+  sum += dot4I8Packed((words.w >> 4u) & 0x0f0f0f0fu, x.words1.w);
   return scale(row, block) * x.scale * f32(sum);
 }
 
-// A thread's share of the dot product of x with each of 2 rows of W.
-fn thread_dots(rows: vec2<u32>, thread: u32) -> vec2<f32> {
-  var sum = vec2<f32>();
-  for (var chunk = thread; chunk < CHUNKS; chunk += THREADS) {
-    let x_chunk = load_chunk(chunk);
-    sum.x += row_dot(rows.x, chunk, x_chunk);
-    sum.y += row_dot(rows.y, chunk, x_chunk);
+var<workgroup> lane_sums: array<f32, 2048>;  // [row][lane]
+var<workgroup> part_sums: array<f32, THREADS>;  // [part][row]
+// x lacks its RMSNorm's factor, which is the same for the whole row: it is applied to the dot products.
+var<workgroup> squares: array<f32, 1>;
+var<workgroup> norm_factor: f32;
+
+fn load_squares(thread: u32) {
+  if (thread < 1u) {
+    squares[thread] = dot(bitcast<vec4<f32>>(x[5u + thread]), vec4<f32>(1.0));
   }
-  return sum;
 }
 
-// One slot per subgroup; a subgroup has 4 to 128 lanes.
-var<workgroup> slots: array<vec2<f32>, 8>;
-
-// The sum over the workgroup, for thread 0. Lanes are numbered in order of the thread in a 1-D workgroup.
-fn workgroup_sum(value: vec2<f32>, thread: u32, lane: u32, lanes: u32) -> vec2<f32> {
-  var total = subgroupAdd(value);
-  workgroupBarrier();  // the slots may still be read from the last call
-  if (lane == 0u) {
-    slots[thread / lanes] = total;
-  }
-  workgroupBarrier();
+fn add_squares(thread: u32) {
   if (thread == 0u) {
-    for (var i = 1u; i < 32u / lanes; i++) {
-      total += slots[i];
-    }
+    let sum = squares[0];
+    norm_factor = inverseSqrt(sum / 64.0 + 9.999999747378752e-06);
   }
-  return total;
 }
 
-@group(0) @binding(4) var<storage, read_write> y: array<f32>;
-
-// The rows of W that a workgroup takes together; the last ones repeat instead of running past the end.
-fn tile_rows(tile: u32) -> vec2<u32> {
-  return vec2<u32>(tile, tile + 96u);  // of the gate, of the up projection
+// The dot product of x with a row of the tile, once `part_sums` is complete.
+fn row_total(row: u32) -> f32 {
+  let sum = part_sums[row] + part_sums[64u + row] + part_sums[128u + row] + part_sums[192u + row];
+  return sum * norm_factor;
 }
 
 fn gate(v: f32) -> f32 {
   return v / (1.0 + exp(min(-v, 80.0)));  // exp must not reach infinity
 }
 
-@compute @workgroup_size(32, 1, 1)
-fn main(
-  @builtin(workgroup_id) group: vec3<u32>,
-  @builtin(local_invocation_index) thread: u32,
-  @builtin(subgroup_invocation_id) lane: u32,
-  @builtin(subgroup_size) lanes: u32,
-) {
+// The rows of a tile lie as its threads take them: some of the gate, then the same ones of the up projection.
+fn output(tile: u32, i: u32) -> f32 {
+  let row = i / 4u * 8u + i % 4u;
+  return gate(row_total(row)) * row_total(row + 4u);
+}
+
+@group(0) @binding(4) var<storage, read_write> y: array<u32>;  // int8 in words of four, then a scale per 32
+
+// Eight values as int8, the even ones in one word and the odd ones in the next, as 4-bit weights come apart.
+fn int8_octet(a: vec4<f32>, b: vec4<f32>, to_int8: f32) -> vec2<u32> {
+  let c = vec4<i32>(round(a * to_int8));
+  let d = vec4<i32>(round(b * to_int8));
+  return vec2<u32>(pack4xI8(vec4<i32>(c.xz, d.xz)), pack4xI8(vec4<i32>(c.yw, d.yw)));
+}
+
+fn greatest_of(v: vec4<f32>) -> f32 {
+  return max(max(v.x, v.y), max(v.z, v.w));
+}
+
+var<workgroup> outputs: array<vec4<f32>, 8>;
+
+// A thread packs eight values, with the scale of their block: max|v| / 127.
+fn write_int8(tile: u32, thread: u32) {
+  if (thread < 4u) {
+    let block = thread / 4u;
+    let first = block * 8u;
+    var largest = abs(outputs[first]);
+    largest = max(largest, abs(outputs[first + 1u]));
+    largest = max(largest, abs(outputs[first + 2u]));
+    largest = max(largest, abs(outputs[first + 3u]));
+    largest = max(largest, abs(outputs[first + 4u]));
+    largest = max(largest, abs(outputs[first + 5u]));
+    largest = max(largest, abs(outputs[first + 6u]));
+    largest = max(largest, abs(outputs[first + 7u]));
+    let limit = greatest_of(largest);
+    let words = int8_octet(outputs[2u * thread], outputs[2u * thread + 1u], 127.0 / max(limit, 1e-30));
+    let at = tile * 8u + 2u * thread;
+    y[at] = words.x;
+    y[at + 1u] = words.y;
+    if (2u * thread == first) {
+      y[24u + tile * 1u + block] = bitcast<u32>(limit / 127.0);
+    }
+  }
+}
+
+fn finish(tile: u32, thread: u32) {
+  if (thread < TILE_OUTPUTS) {
+    outputs[thread / 4u][thread % 4u] = output(tile, thread);
+  }
+  workgroupBarrier();
+  write_int8(tile, thread);
+}
+
+@compute @workgroup_size(256, 1, 1)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
   if (sequence.stop != 0u) {
     return;  // generation has ended
   }
-  let rows = tile_rows(group.x);
-  let total = workgroup_sum(thread_dots(rows, thread), thread, lane, lanes);
-  if (thread == 0u) {
-    y[rows.x] = gate(total.x) * total.y;
+  let tile = group.x;
+  let lane = thread % LANES;
+  let first = thread / LANES * 8u;  // of the tile
+  let output = tile * TILE_OUTPUTS + first / 2u;  // half of a thread's rows are of the gate, half of the up projection
+  let row0 = output;
+  let row1 = output + 1u;
+  let row2 = output + 2u;
+  let row3 = output + 3u;
+  let row4 = row0 + N;
+  let row5 = row1 + N;
+  let row6 = row2 + N;
+  let row7 = row3 + N;
+  load_squares(thread);
+  var sum0 = 0.0;
+  var sum1 = 0.0;
+  var sum2 = 0.0;
+  var sum3 = 0.0;
+  var sum4 = 0.0;
+  var sum5 = 0.0;
+  var sum6 = 0.0;
+  var sum7 = 0.0;
+  for (var at = lane; at < CHUNKS; at += 32u) {
+    {
+      let chunk = at;
+      let x_chunk = load_chunk(chunk);
+      sum0 += row_dot(row0, chunk, x_chunk);
+      sum1 += row_dot(row1, chunk, x_chunk);
+      sum2 += row_dot(row2, chunk, x_chunk);
+      sum3 += row_dot(row3, chunk, x_chunk);
+      sum4 += row_dot(row4, chunk, x_chunk);
+      sum5 += row_dot(row5, chunk, x_chunk);
+      sum6 += row_dot(row6, chunk, x_chunk);
+      sum7 += row_dot(row7, chunk, x_chunk);
+    }
   }
+  lane_sums[first * LANES + lane] = sum0;
+  lane_sums[(first + 1u) * LANES + lane] = sum1;
+  lane_sums[(first + 2u) * LANES + lane] = sum2;
+  lane_sums[(first + 3u) * LANES + lane] = sum3;
+  lane_sums[(first + 4u) * LANES + lane] = sum4;
+  lane_sums[(first + 5u) * LANES + lane] = sum5;
+  lane_sums[(first + 6u) * LANES + lane] = sum6;
+  lane_sums[(first + 7u) * LANES + lane] = sum7;
+  workgroupBarrier();
+  add_squares(thread);
+  let part = thread % PARTS;
+  let from_lane = thread / PARTS * LANES + part;
+  part_sums[part * TILE_ROWS + thread / PARTS] =
+    lane_sums[from_lane] + lane_sums[from_lane + 4u] + lane_sums[from_lane + 8u] + lane_sums[from_lane + 12u]
+     + lane_sums[from_lane + 16u] + lane_sums[from_lane + 20u] + lane_sums[from_lane + 24u] + lane_sums[from_lane + 28u];
+  workgroupBarrier();
+  finish(tile, thread);
 }

@@ -1,5 +1,5 @@
 // ONNX nodes:
-//   /model/layers.0/mlp/down_proj/MatMul_Q4
+//   /model/layers.0/attn/o_proj/MatMul_Q4
 struct Sequence {
   past_length: u32,
   length: u32,
@@ -8,6 +8,15 @@ struct Sequence {
   n_tokens: u32,
   limit: u32,
   stop: u32,
+  sampling: u32,
+  seed_low: u32,
+  seed_high: u32,
+  inverse_temperature: u32,
+  top_k: u32,
+  top_p: u32,
+  min_p: u32,
+  repetition_penalty: u32,
+  inverse_repetition_penalty: u32,
   n_stop_tokens: u32,
   stop_tokens: array<u32, 16>,
 }
@@ -16,8 +25,8 @@ struct Sequence {
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read_write> y: array<u32>;  // per row: values, four to a word, then a scale per block
 
-const K = 96u;
-const BLOCKS = 3u;  // of 32 values, per row
+const K = 64u;
+const BLOCKS = 2u;  // of 32 values, per row
 
 // Four values of a row from column i on; 0 behind its end.
 fn values_at(row: u32, i: u32) -> vec4<f32> {
@@ -27,24 +36,15 @@ fn values_at(row: u32, i: u32) -> vec4<f32> {
   return x[(row * K + i) / 4u];
 }
 
-// A block of 32 values to int8: scale = max|v| / 127. Even and odd values of every eight go to
-// separate words, as 4-bit weights come apart.
-fn quantize_block(row: u32, block: u32, values: array<vec4<f32>, 8>) {
-  var v = values;
-  var greatest = vec4<f32>();
-  for (var i = 0u; i < 8u; i++) {
-    greatest = max(greatest, abs(v[i]));
-  }
-  let limit = max(max(greatest.x, greatest.y), max(greatest.z, greatest.w));
-  let to_int8 = 127.0 / max(limit, 1e-30);
-  let at = row * 28u + block * 8u;
-  for (var i = 0u; i < 8u; i += 2u) {
-    let a = vec4<i32>(round(v[i] * to_int8));
-    let b = vec4<i32>(round(v[i + 1u] * to_int8));
-    y[at + i] = pack4xI8(vec4<i32>(a.xz, b.xz));
-    y[at + i + 1u] = pack4xI8(vec4<i32>(a.yw, b.yw));
-  }
-  y[row * 28u + 24u + block] = bitcast<u32>(limit / 127.0);
+// Eight values as int8, the even ones in one word and the odd ones in the next, as 4-bit weights come apart.
+fn int8_octet(a: vec4<f32>, b: vec4<f32>, to_int8: f32) -> vec2<u32> {
+  let c = vec4<i32>(round(a * to_int8));
+  let d = vec4<i32>(round(b * to_int8));
+  return vec2<u32>(pack4xI8(vec4<i32>(c.xz, d.xz)), pack4xI8(vec4<i32>(c.yw, d.yw)));
+}
+
+fn greatest_of(v: vec4<f32>) -> f32 {
+  return max(max(v.x, v.y), max(v.z, v.w));
 }
 
 // One block per thread.
@@ -60,5 +60,16 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
   for (var j = 0u; j < 8u; j++) {
     values[j] = values_at(row, block * 32u + 4u * j);
   }
-  quantize_block(row, block, values);
+  var largest = abs(values[0]);
+  for (var j = 1u; j < 8u; j++) {
+    largest = max(largest, abs(values[j]));
+  }
+  let limit = greatest_of(largest);
+  let at = row * 20u + block * 8u;
+  for (var j = 0u; j < 8u; j += 2u) {
+    let words = int8_octet(values[j], values[j + 1u], 127.0 / max(limit, 1e-30));
+    y[at + j] = words.x;
+    y[at + j + 1u] = words.y;
+  }
+  y[row * 20u + 16u + block] = bitcast<u32>(limit / 127.0);
 }

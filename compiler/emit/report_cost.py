@@ -1,0 +1,109 @@
+"""What a kernel must move and compute, for the report: bytes by kind of memory, and operations.
+
+The manifest counts what a dispatch may touch at most: whole tables, whole caches. Here it is what it needs
+when the cache holds `depth` positions: of a table read by row only those rows, of a cache the visible part.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ..program import Access, Binding, Constant, Kernel, Program, Role
+from ..schedule import writes_of
+
+_CACHES = ("k_cache", "v_cache")
+_PARTIALS = ("softmax", "sums")  # of decode attention: one slice per visible split of the cache
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Bytes of weights and of KV cache, bytes of activations (which mostly stay in the GPU's caches), and
+    operations: two per multiply-accumulate."""
+
+    weights: int = 0
+    cache: int = 0
+    activations: int = 0
+    operations: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.weights + other.weights,
+            self.cache + other.cache,
+            self.activations + other.activations,
+            self.operations + other.operations,
+        )
+
+    @property
+    def memory(self) -> int:
+        """Bytes that no cache can spare: every weight and every visible position, once."""
+        return self.weights + self.cache
+
+    @property
+    def moved(self) -> int:
+        """All bytes, activations included."""
+        return self.memory + self.activations
+
+
+def kernel_costs(program: Program, depth: int) -> tuple[Cost, ...]:
+    """The cost of each kernel of a replay after which the cache holds `depth` positions."""
+    writers = Counter(name for kernel in program.kernels for name in writes_of(kernel))
+    return tuple(_kernel_cost(program, kernel, depth, writers) for kernel in program.kernels)
+
+
+def total(costs: Iterable[Cost]) -> Cost:
+    return sum(costs, Cost())
+
+
+def _kernel_cost(program: Program, kernel: Kernel, depth: int, writers: Counter[str]) -> Cost:
+    constants = dict(kernel.constants)
+    weights = cache = activations = 0
+    for binding in kernel.bindings:
+        tensor = program.tensors[binding.tensor]
+        part, whole = _share(program, binding, constants, depth)
+        nbytes = tensor.nbytes * min(part, whole) // whole
+        if tensor.role is Role.WEIGHT:
+            weights += nbytes
+        elif binding.variable in _CACHES:
+            cache += nbytes
+        elif tensor.role is not Role.STATE:  # the sequence words and a token id are a few bytes
+            # Kernels that write one tensor in parts (a split LM head) share its bytes.
+            activations += nbytes // (writers[tensor.name] if binding.access is Access.READ_WRITE else 1)
+    return Cost(weights, cache, activations, _operations(program, kernel, constants, depth))
+
+
+def _share(program: Program, binding: Binding, constants: dict[str, Constant], depth: int) -> tuple[int, int]:
+    """(part, whole): how much of a tensor a kernel touches."""
+    tensor = program.tensors[binding.tensor]
+    if "n_ids" in constants and (binding.variable.startswith("table") or tensor.role is Role.WEIGHT):
+        return _number(constants, "n_ids"), _number(constants, "n_rows")
+    if binding.variable == "rope":  # cosines and sines by position
+        return program.rows, max(tensor.shape[0] // 2, 1)
+    if binding.variable in _CACHES:
+        appended = binding.access is Access.READ_WRITE
+        return program.rows if appended else _visible(constants, depth), _number(constants, "capacity")
+    if binding.variable in _PARTIALS and "n_splits" in constants:
+        return -(-_visible(constants, depth) // _number(constants, "split")), _number(constants, "n_splits")
+    return 1, 1
+
+
+def _operations(program: Program, kernel: Kernel, constants: dict[str, Constant], depth: int) -> int:
+    """Two per multiply-accumulate; `work` of attention is for a full cache."""
+    if not kernel.template.startswith("attention") or "capacity" not in constants:
+        return 2 * kernel.work
+    splits = _number(constants, "n_splits") * _number(constants, "split")
+    whole = min(_number(constants, "capacity"), splits) if splits else _number(constants, "capacity")
+    # Rows of a chunk see the cache up to themselves: on average half a chunk less than the last one.
+    visible = _visible(constants, max(depth - (program.rows - 1) // 2, 1))
+    return 2 * kernel.work * min(visible, whole) // whole
+
+
+def _visible(constants: dict[str, Constant], depth: int) -> int:
+    """Positions of the cache that a query sees: all of them, or a sliding window."""
+    return min(depth, _number(constants, "window") or depth)
+
+
+def _number(constants: dict[str, Constant], name: str) -> int:
+    value = constants.get(name, 0)
+    return value if isinstance(value, int) else 0

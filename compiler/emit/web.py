@@ -1,0 +1,79 @@
+"""The page of an artifact: the runtime for browsers, the page's own files and the tokenizer library.
+
+`runtime.js` is made of the modules in `runtime/web/`, one after the other without their imports and type
+annotations: one request, and nothing to resolve. The order below is that of their imports.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+
+MODULES = (
+    "errors",
+    "limits",
+    "schema",
+    "check",
+    "device",
+    "store",
+    "source",
+    "replay",
+    "sequence",
+    "resources",
+    "ports",
+    "sampling",
+    "generate",
+    "session",
+    "runtime",
+)
+PAGE_FILES = ("index.html", "page.js", "text.js", "page.css")
+VENDORED = ("tokenizers.js", "tokenizers.LICENSE.txt")
+"""@huggingface/tokenizers, put beside the modules by `make web-deps`; the page says when it is missing."""
+
+_IMPORT = re.compile(r"^import [^;]*;\n", re.MULTILINE)
+_DOC = re.compile(r"^[ \t]*/\*\*.*?\*/\n|/\*\* @type \{.*?\} \*/ ?", re.MULTILINE | re.DOTALL)
+_EXPORT = re.compile(r"^export (?=const|let|class|function|async)", re.MULTILINE)
+
+
+def web_files() -> dict[str, bytes]:
+    """Every file of the page, by its name in the artifact."""
+    page = files(__package__.removesuffix("compiler.emit") + "templates") / "web"
+    found = {name: (page / name).read_bytes() for name in PAGE_FILES}
+    found["runtime.js"] = joined_runtime().encode()
+    for name in VENDORED:
+        file = _runtime_folder() / "vendor" / name
+        if file.is_file():
+            found[name] = file.read_bytes()
+    return found
+
+
+def write_web_files(folder: Path) -> dict[str, str]:
+    """Write the page into an artifact; returns the SHA-256 of each file by name."""
+    hashes = {}
+    for name, data in web_files().items():
+        (folder / name).write_bytes(data)
+        hashes[name] = hashlib.sha256(data).hexdigest()
+    return hashes
+
+
+def joined_runtime() -> str:
+    """All modules as one."""
+    parts = ["// The runtime of webgpu-compile. Sources with types: runtime/web/ of the package.\n"]
+    for name in MODULES:
+        text = (_runtime_folder() / f"{name}.js").read_text(encoding="utf-8")
+        text = _DOC.sub("", _IMPORT.sub("", text))
+        if name != "runtime":
+            text = _EXPORT.sub("", text)
+        parts.append(f"// {name}\n{text.strip()}\n")
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(parts))
+
+
+def _runtime_folder() -> Path:
+    """Where the modules lie. The compiler does not import the runtime: these are data."""
+    spec = find_spec(__package__.removesuffix("compiler.emit") + "runtime")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "web"

@@ -1,0 +1,121 @@
+"""Measures a language model as llama-bench does: prompts of given lengths, tokens at given depths."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+
+import numpy as np
+
+from .errors import RuntimeFailure
+from .session import Session
+
+WARM_UP_SECONDS = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """`n_prompt` tokens fed, or `n_generated` tokens generated, with `depth` tokens in the cache before."""
+
+    n_prompt: int
+    n_generated: int
+    depth: int
+
+    @property
+    def name(self) -> str:
+        """llama-bench's: pp512, tg128 @ d4096."""
+        name = f"pp{self.n_prompt}" if self.n_prompt else f"tg{self.n_generated}"
+        return f"{name} @ d{self.depth}" if self.depth else name
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Tokens per second of each repetition, by the clock on the wall, tokens in Python's hands."""
+
+    test: Trial
+    samples: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return mean(self.samples)
+
+    @property
+    def deviation(self) -> float:
+        """The standard deviation of the samples; 0 of a single one."""
+        return stdev(self.samples) if len(self.samples) > 1 else 0.0
+
+
+def plan(prompts: Iterable[int], generated: Iterable[int], depths: Iterable[int]) -> list[Trial]:
+    """The tests of -p, -n and -d, in llama-bench's order; a length of 0 is no test."""
+    tests = []
+    for depth in depths:
+        tests += [Trial(n, 0, depth) for n in prompts if n]
+        tests += [Trial(0, n, depth) for n in generated if n]
+    return tests
+
+
+def check_fits(tests: Sequence[Trial], capacity: int) -> None:
+    """Refuse a test that the KV cache does not hold.
+
+    Raises:
+        RuntimeFailure: with the test's name.
+    """
+    for test in tests:
+        if test.depth + max(test.n_prompt, test.n_generated) + 2 > capacity:
+            raise RuntimeFailure(
+                f"test {test.name}",
+                f"does not fit the cache of {capacity} positions",
+                "give smaller -p, -n and -d, or compile with a larger --max-length",
+            )
+
+
+class Bench:
+    """Runs tests on a session with random tokens, the same ones every time."""
+
+    def __init__(self, session: Session, vocab_size: int, tokens_per_submit: int) -> None:
+        self._session = session
+        self._vocab_size = vocab_size
+        self._tokens_per_submit = tokens_per_submit
+
+    def warm_up(self) -> None:
+        """Generate until the clocks are up and every kernel has run."""
+        end = time.perf_counter() + WARM_UP_SECONDS
+        while True:
+            self._session.reset()
+            self._feed(min(16, (self._session.capacity or 16) // 2))
+            self._generate(8)
+            if time.perf_counter() > end:
+                return
+
+    def run(self, test: Trial, repeats: int) -> Result:
+        """One unmeasured repetition, then `repeats` measured ones."""
+        self.warm_up()
+        samples = [self._once(test) for _ in range(repeats + 1)]
+        return Result(test, tuple(samples[1:]))
+
+    def go_to(self, depth: int) -> None:
+        """A sequence of `depth` tokens, all in the cache."""
+        self._session.reset()
+        if depth:
+            self._feed(depth)
+
+    def _once(self, test: Trial) -> float:
+        self.go_to(test.depth if test.n_prompt or test.depth else 1)
+        start = time.perf_counter()
+        if test.n_prompt:
+            self._feed(test.n_prompt)
+        else:
+            self._generate(test.n_generated)
+        return (test.n_prompt or test.n_generated) / (time.perf_counter() - start)
+
+    def _feed(self, n: int) -> None:
+        """`n` new tokens into the cache; the one sampled after them is waited for."""
+        ids = np.random.default_rng(n).integers(0, self._vocab_size, n)
+        for _ in self._session.generate(ids, 1, stop_tokens=()):
+            pass
+
+    def _generate(self, n: int) -> None:
+        for _ in self._session.generate((), n, stop_tokens=(), tokens_per_submit=self._tokens_per_submit):
+            pass

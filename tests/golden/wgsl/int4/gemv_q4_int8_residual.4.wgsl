@@ -1,0 +1,250 @@
+// ONNX nodes:
+//   /model/layers.0/mlp/down_proj/MatMul_Q4
+//   /model/layers.1/final_norm_layernorm/SkipLayerNorm
+struct Sequence {
+  past_length: u32,
+  length: u32,
+  total_length: u32,
+  call_length: u32,
+  n_tokens: u32,
+  limit: u32,
+  stop: u32,
+  sampling: u32,
+  seed_low: u32,
+  seed_high: u32,
+  inverse_temperature: u32,
+  top_k: u32,
+  top_p: u32,
+  min_p: u32,
+  repetition_penalty: u32,
+  inverse_repetition_penalty: u32,
+  n_stop_tokens: u32,
+  stop_tokens: array<u32, 16>,
+}
+
+@group(0) @binding(0) var<storage, read> sequence: Sequence;
+// Rows of int8 values, four to a word, even and odd ones of every eight apart; then f32 scales.
+@group(0) @binding(1) var<storage, read> x: array<vec4<u32>>;
+
+const X_STRIDE = 7u;  // vectors per row
+const X_SCALES = 6u;  // where a row's scales begin
+
+fn x_scale(row: u32, chunk: u32) -> f32 {
+  return bitcast<f32>(x[row * X_STRIDE + X_SCALES + (chunk >> 2u)][chunk & 3u]);
+}
+
+@group(0) @binding(3) var<storage, read> params: array<u32>;
+
+const BLOCKS = 3u;  // of 32 weights, per row
+const CHUNKS_PER_BLOCK = 1u;
+
+// The scale of a block.
+fn scale(row: u32, block: u32) -> f32 {
+  let i = row * BLOCKS + block;
+  return unpack2x16float(params[i >> 1u] >> (16u * (i & 1u))).x;
+}
+
+fn zero_point(row: u32, block: u32) -> i32 {
+  return 8;  // symmetric
+}
+
+// The zero point z of a block as four bytes 0x80 - z, which is what `centered` adds.
+fn zero_bytes(row: u32, block: u32) -> u32 {
+  return (0x80u - u32(zero_point(row, block))) * 0x01010101u;
+}
+
+// Four nibbles, spread into the low halves of four bytes, to four signed bytes q - z. No byte carries.
+fn centered(nibbles: u32, zeros: u32) -> u32 {
+  return ((nibbles & 0x0f0f0f0fu) + zeros) ^ 0x80808080u;
+}
+
+// A workgroup takes 32 rows of W: 64 threads walk together along K of 8 rows.
+const THREADS = 256u;
+const LANES = 64u;
+const PARTS = 8u;  // threads that add up a row's 64 sums
+const TILE_ROWS = 32u;
+const N = 64u;  // outputs
+const ROW_CHUNKS = 3u;  // of 32 weights: what a thread takes at a time
+const CHUNKS = 3u;
+
+@group(0) @binding(2) var<storage, read> weights: array<vec4<u32>>;
+
+// 32 activations as int8 with one scale, even and odd ones of every eight in separate words, as the
+// nibbles of a word of weights come apart.
+struct Chunk {
+  words0: vec4<u32>,
+  words1: vec4<u32>,
+  sum: i32,
+  scale: f32,
+}
+
+fn sum_of(words: vec4<u32>) -> i32 {
+  return dot4I8Packed(words.x, 0x01010101u) + dot4I8Packed(words.y, 0x01010101u)
+    + dot4I8Packed(words.z, 0x01010101u) + dot4I8Packed(words.w, 0x01010101u);
+}
+
+fn load_chunk(chunk: u32) -> Chunk {
+  let words0 = x[2u * chunk + 0u];
+  let words1 = x[2u * chunk + 1u];
+  return Chunk(words0, words1, sum_of(words0) + sum_of(words1), x_scale(0u, chunk));
+}
+
+// The sum of (q - zero) * x is that of q * x, less zero times the sum of x: nibbles need no centring.
+fn row_dot(row: u32, chunk: u32, x: Chunk) -> f32 {
+  let words = weights[row * ROW_CHUNKS + chunk];
+  let block = chunk / CHUNKS_PER_BLOCK;
+  var sum = -zero_point(row, block) * x.sum;
+  sum += dot4I8Packed(words.x & 0x0f0f0f0fu, x.words0.x);
+  sum += dot4I8Packed((words.x >> 4u) & 0x0f0f0f0fu, x.words0.y);
+  sum += dot4I8Packed(words.y & 0x0f0f0f0fu, x.words0.z);
+  sum += dot4I8Packed((words.y >> 4u) & 0x0f0f0f0fu, x.words0.w);
+  sum += dot4I8Packed(words.z & 0x0f0f0f0fu, x.words1.x);
+  sum += dot4I8Packed((words.z >> 4u) & 0x0f0f0f0fu, x.words1.y);
+  sum += dot4I8Packed(words.w & 0x0f0f0f0fu, x.words1.z);
+  sum += dot4I8Packed((words.w >> 4u) & 0x0f0f0f0fu, x.words1.w);
+  return scale(row, block) * x.scale * f32(sum);
+}
+
+var<workgroup> lane_sums: array<f32, 2048>;  // [row][lane]
+var<workgroup> part_sums: array<f32, THREADS>;  // [part][row]
+
+// The dot product of x with a row of the tile, once `part_sums` is complete.
+fn row_total(row: u32) -> f32 {
+  let sum = part_sums[row] + part_sums[32u + row] + part_sums[64u + row] + part_sums[96u + row]
+     + part_sums[128u + row] + part_sums[160u + row] + part_sums[192u + row] + part_sums[224u + row];
+  return sum;
+}
+
+@group(0) @binding(5) var<storage, read> residual: array<f32>;
+@group(0) @binding(6) var<storage, read> norm_weight: array<u32>;
+fn load_norm_weight(i: u32) -> f32 {
+  return unpack2x16float(norm_weight[i >> 1u])[i & 1u];
+}
+
+@group(0) @binding(4) var<storage, read_write> y: array<u32>;  // int8 in words of four, then a scale per 32
+
+// Eight values as int8, the even ones in one word and the odd ones in the next, as 4-bit weights come apart.
+fn int8_octet(a: vec4<f32>, b: vec4<f32>, to_int8: f32) -> vec2<u32> {
+  let c = vec4<i32>(round(a * to_int8));
+  let d = vec4<i32>(round(b * to_int8));
+  return vec2<u32>(pack4xI8(vec4<i32>(c.xz, d.xz)), pack4xI8(vec4<i32>(c.yw, d.yw)));
+}
+
+fn greatest_of(v: vec4<f32>) -> f32 {
+  return max(max(v.x, v.y), max(v.z, v.w));
+}
+
+var<workgroup> outputs: array<vec4<f32>, 8>;
+
+// A thread packs eight values, with the scale of their block: max|v| / 127.
+fn write_int8(tile: u32, thread: u32) {
+  if (thread < 4u) {
+    let block = thread / 4u;
+    let first = block * 8u;
+    var largest = abs(outputs[first]);
+    largest = max(largest, abs(outputs[first + 1u]));
+    largest = max(largest, abs(outputs[first + 2u]));
+    largest = max(largest, abs(outputs[first + 3u]));
+    largest = max(largest, abs(outputs[first + 4u]));
+    largest = max(largest, abs(outputs[first + 5u]));
+    largest = max(largest, abs(outputs[first + 6u]));
+    largest = max(largest, abs(outputs[first + 7u]));
+    let limit = greatest_of(largest);
+    let words = int8_octet(outputs[2u * thread], outputs[2u * thread + 1u], 127.0 / max(limit, 1e-30));
+    let at = tile * 8u + 2u * thread;
+    y[at] = words.x;
+    y[at + 1u] = words.y;
+    if (2u * thread == first) {
+      y[16u + tile * 1u + block] = bitcast<u32>(limit / 127.0);
+    }
+  }
+}
+
+var<workgroup> output_squares: array<vec4<f32>, 8>;
+var<private> thread_residual: f32;
+var<private> thread_weight: f32;
+
+// What a thread adds in the end is asked for in the beginning.
+fn prepare(tile: u32, thread: u32) {
+  if (thread < TILE_ROWS) {
+    thread_residual = residual[tile * TILE_ROWS + thread];
+    thread_weight = load_norm_weight(tile * TILE_ROWS + thread);
+  }
+}
+
+fn finish(tile: u32, thread: u32) {
+  if (thread < TILE_ROWS) {
+    let row = tile * TILE_ROWS + thread;
+    let value = thread_residual + row_total(thread);
+    outputs[thread / 4u][thread % 4u] = value * thread_weight;
+    output_squares[thread / 4u][thread % 4u] = value * value;
+  }
+  workgroupBarrier();
+  write_int8(tile, thread);
+  if (thread < 1u) {
+    let first = thread * 8u;
+    let sum = output_squares[first] + output_squares[first + 1u] + output_squares[first + 2u] + output_squares[first + 3u]
+       + output_squares[first + 4u] + output_squares[first + 5u] + output_squares[first + 6u] + output_squares[first + 7u];
+    y[20u + tile * 1u + thread] = bitcast<u32>(dot(sum, vec4<f32>(1.0)));
+  }
+  if (tile == 0u && thread < 2u) {
+    y[22u + thread] = 0u;  // readers take four sums at a time
+  }
+}
+
+@compute @workgroup_size(256, 1, 1)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+  if (sequence.stop != 0u) {
+    return;  // generation has ended
+  }
+  let tile = group.x;
+  let lane = thread % LANES;
+  let first = thread / LANES * 8u;  // of the tile
+  let row0 = tile * TILE_ROWS + first;
+  let row1 = row0 + 1u;
+  let row2 = row0 + 2u;
+  let row3 = row0 + 3u;
+  let row4 = row0 + 4u;
+  let row5 = row0 + 5u;
+  let row6 = row0 + 6u;
+  let row7 = row0 + 7u;
+  prepare(tile, thread);
+  var sum0 = 0.0;
+  var sum1 = 0.0;
+  var sum2 = 0.0;
+  var sum3 = 0.0;
+  var sum4 = 0.0;
+  var sum5 = 0.0;
+  var sum6 = 0.0;
+  var sum7 = 0.0;
+  for (var at = lane; at < CHUNKS; at += 64u) {
+    {
+      let chunk = at;
+      let x_chunk = load_chunk(chunk);
+      sum0 += row_dot(row0, chunk, x_chunk);
+      sum1 += row_dot(row1, chunk, x_chunk);
+      sum2 += row_dot(row2, chunk, x_chunk);
+      sum3 += row_dot(row3, chunk, x_chunk);
+      sum4 += row_dot(row4, chunk, x_chunk);
+      sum5 += row_dot(row5, chunk, x_chunk);
+      sum6 += row_dot(row6, chunk, x_chunk);
+      sum7 += row_dot(row7, chunk, x_chunk);
+    }
+  }
+  lane_sums[first * LANES + lane] = sum0;
+  lane_sums[(first + 1u) * LANES + lane] = sum1;
+  lane_sums[(first + 2u) * LANES + lane] = sum2;
+  lane_sums[(first + 3u) * LANES + lane] = sum3;
+  lane_sums[(first + 4u) * LANES + lane] = sum4;
+  lane_sums[(first + 5u) * LANES + lane] = sum5;
+  lane_sums[(first + 6u) * LANES + lane] = sum6;
+  lane_sums[(first + 7u) * LANES + lane] = sum7;
+  workgroupBarrier();
+  let part = thread % PARTS;
+  let from_lane = thread / PARTS * LANES + part;
+  part_sums[part * TILE_ROWS + thread / PARTS] =
+    lane_sums[from_lane] + lane_sums[from_lane + 8u] + lane_sums[from_lane + 16u] + lane_sums[from_lane + 24u]
+     + lane_sums[from_lane + 32u] + lane_sums[from_lane + 40u] + lane_sums[from_lane + 48u] + lane_sums[from_lane + 56u];
+  workgroupBarrier();
+  finish(tile, thread);
+}

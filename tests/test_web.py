@@ -1,0 +1,124 @@
+"""The runtime for browsers: its contract under Dawn's null backend in Node, and the page in Chromium."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import webgpu_compile
+from webgpu_compile.compiler.emit.web import joined_runtime, web_files
+from webgpu_compile.models import preset
+from webgpu_compile.runtime.chunks import choose_chunks
+from webgpu_compile.runtime.sampling import checked_sampling
+
+ROOT = Path(__file__).resolve().parents[1]
+NPM = Path(os.environ.get("WEB_TEST_MODULES", ROOT / ".cache" / "web"))
+"""Where `make web-deps` puts what tests/web/package.json names."""
+OPTIONS = {"max_length": 256, "prefill_chunks": (16, 64), "variants": ("portable",)}
+
+
+@pytest.fixture(scope="module")
+def tiny(artifacts: Any) -> Path:
+    return artifacts.compile(preset("tiny-llama"), **OPTIONS)
+
+
+def sampling_cases() -> list[tuple[dict[str, Any], dict[str, int]]]:
+    """JavaScript's options and Python's words for them."""
+    names = {"topK": "top_k", "topP": "top_p", "minP": "min_p", "repetitionPenalty": "repetition_penalty"}
+    cases: list[dict[str, Any]] = [
+        {"seed": 0},
+        {"seed": 2**40 + 7, "temperature": 0.7},
+        {"seed": 1, "topK": 40, "topP": 0.9},
+        {"seed": 1, "minP": 0.05, "temperature": 1e-30},
+        {"seed": 1, "repetitionPenalty": 1.1},
+        {"seed": 1, "temperature": 1e300, "topP": 1e-12, "repetitionPenalty": 1e-300},
+        {"seed": 2**53 - 1, "temperature": 1.3, "topK": 2**40, "topP": 0.3000000001, "minP": 1},
+    ]
+    return [
+        (case, checked_sampling(**{names.get(k, k): v for k, v in case.items()}).words()) for case in cases
+    ]
+
+
+def test_the_contract_holds_under_dawn_s_null_backend(tiny: Path, tmp_path: Path) -> None:
+    manifest = json.loads((tiny / "manifest.json").read_bytes())
+    halves = [65504.0, 65519.0, 2**-24, 2**-25, 2**-25 * 1.01, 6.1e-5, -0.1, 2049.0, 2051.0]
+    expected = {
+        "capacity": manifest["sequence"]["capacity"],
+        "vocab_size": manifest["sequence"]["vocab_size"],
+        "chunks": [
+            (n, sizes, choose_chunks(n, sizes))
+            for sizes in ([16, 64], [16, 128, 512])
+            for n in (*range(1, 70), 129, 500, 1023, 1500)
+        ],
+        "sampling": sampling_cases(),
+        "halves": [
+            (value, int(np.array(value, np.float32).astype(np.float16).view(np.uint16))) for value in halves
+        ],
+    }
+    contract = {
+        "folder": str(tiny),
+        "modules": str(ROOT / "runtime" / "web"),
+        "npm": str(NPM),
+        "expected": expected,
+    }
+    (tmp_path / "contract.json").write_text(json.dumps(contract))
+    done = subprocess.run(
+        ["node", "--test", str(ROOT / "tests" / "web" / "contract.mjs")],
+        env={**os.environ, "CONTRACT": str(tmp_path / "contract.json")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+
+
+def test_types_hold() -> None:
+    """`tsc --checkJs` with strict: nothing to say about the modules."""
+    compiler = NPM / "node_modules" / ".bin" / "tsc"
+    done = subprocess.run(
+        [compiler, "-p", str(ROOT / "runtime" / "web"), "--noEmit"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr
+
+
+def test_the_joined_runtime_is_a_module_like_its_parts(tmp_path: Path) -> None:
+    (tmp_path / "runtime.mjs").write_text(joined_runtime())
+    code = (
+        f"Promise.all([import('{tmp_path}/runtime.mjs'), import('{ROOT}/runtime/web/runtime.js')])"
+        ".then(([a, b]) => console.log(JSON.stringify([Object.keys(a), Object.keys(b)])))"
+    )
+    done = subprocess.run(["node", "-e", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    joined, parts = json.loads(done.stdout)
+    assert joined == parts == ["DeviceLost", "RuntimeFailure", "Session", "clearCache", "load"]
+
+
+def test_the_package_holds_the_modules_and_their_types(tmp_path: Path) -> None:
+    source = shutil.copytree(ROOT / "runtime" / "web", tmp_path / "web")
+    compiler = NPM / "node_modules" / ".bin" / "tsc"
+    subprocess.run([compiler, "-p", str(source)], check=True, capture_output=True)
+    done = subprocess.run(
+        ["npm", "pack", "--dry-run", "--json", "--ignore-scripts"], cwd=source, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    names = {file["path"] for file in json.loads(done.stdout)[0]["files"]}
+    assert {"package.json", "runtime.js", "session.js", "types.d.ts", "types/runtime.d.ts"} <= names
+    assert "generate(ids?: " in (source / "types" / "session.d.ts").read_text()
+
+
+def test_code_sizes() -> None:
+    """What the page loads besides weights, shaders and tokenizer; growth has to argue with this bound."""
+    files = web_files()
+    assert len(files["runtime.js"]) < 64_000
+    assert sum(len(files[name]) for name in ("index.html", "page.js", "text.js", "page.css")) < 20_000
+
+
+def expected_tokens(folder: Path, prompt: list[int], n: int) -> list[int]:
+    with webgpu_compile.load(folder, variant="portable") as session:
+        return list(session.generate(prompt, max_new_tokens=n))

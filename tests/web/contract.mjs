@@ -1,0 +1,248 @@
+// The runtime's contract without a browser: Dawn's null backend checks every shader, layout and call, and
+// computes nothing. Run by tests/test_web.py with the artifact's folder and what Python says in a JSON file.
+import assert from "node:assert/strict";
+import { existsSync, readFileSync } from "node:fs";
+import { createRequire } from "node:module";
+import path from "node:path";
+import { test } from "node:test";
+import { webcrypto } from "node:crypto";
+
+globalThis.crypto ??= webcrypto;
+const { folder, modules, expected, npm } = JSON.parse(readFileSync(process.env.CONTRACT, "utf8"));
+const { create, globals } = await import(createRequire(path.join(npm, "x.js")).resolve("webgpu"));
+Object.assign(globalThis, globals);
+const gpu = create(["backend=null"]);
+const module = (name) => import(path.join(modules, name));
+const { load } = await module("runtime.js");
+const { sha256, Store } = await module("store.js");
+
+const bytesOf = (name) => readFileSync(path.join(folder, name));
+const clone = () => JSON.parse(bytesOf("manifest.json"));
+
+/** A server: files of the artifact; `edit` may replace what it answers. */
+function server(edit = {}) {
+  const log = [];
+  const fetch = async (url, { headers = {} } = {}) => {
+    const name = decodeURIComponent(new URL(url).pathname).slice(1);
+    const range = /bytes=(\d+)-(\d+)/.exec(headers.range ?? "");
+    log.push({ name, range: headers.range });
+    const answer = edit[name]?.(headers);
+    if (answer instanceof Response || answer instanceof Promise) return answer;
+    if (!answer && !existsSync(path.join(folder, name))) return new Response("", { status: 404 });
+    const data = answer ?? bytesOf(name);
+    if (!range) return new Response(data, { headers: { "content-length": data.length } });
+    const [from, to] = [Number(range[1]), Number(range[2]) + 1];
+    const part = data.subarray(from, to);
+    return new Response(part, { status: 206, headers: { "content-range": `bytes ${from}-${to - 1}/${data.length}` } });
+  };
+  return { fetch, log };
+}
+const loadFrom = (edit, options = {}) => load("http://x/", { gpu, cache: false, fetch: server(edit).fetch, ...options });
+const manifestWith = (change) => {
+  const manifest = clone();
+  change(manifest);
+  return { "manifest.json": () => Buffer.from(JSON.stringify(manifest)) };
+};
+const shard = clone().shards[0];
+const weights = `weights/${shard.file}`;
+
+test("loads, with progress as transformers.js has it", async () => {
+  const events = [];
+  const session = await loadFrom({}, { onProgress: (event) => events.push(event) });
+  const kinds = [...new Set(events.map(({ status }) => status))];
+  assert.deepEqual(kinds.sort(), ["done", "download", "initiate", "progress", "progress_total", "ready"]);
+  const totals = events.filter(({ status }) => status === "progress_total").map(({ progress }) => progress);
+  assert.ok(totals.length > 2 && totals[0] === 0 && totals.at(-1) === 100);
+  assert.deepEqual(totals, [...totals].sort((a, b) => a - b));
+  assert.match(session.variantReason, /^portable: /);
+  await session.destroy();
+  await session.destroy();
+  assert.throws(() => session.generate([1]), /is destroyed/);
+});
+
+test("every program encodes without a word from Dawn", async () => {
+  const session = await loadFrom();
+  const lengths = [1, 16, 17, expected.capacity - 40];
+  for (const length of lengths) {
+    await session.reset();
+    const { logits } = await session.run({ input_ids: Array(length).fill(1) });
+    assert.deepEqual(logits.dims, [1, length, expected.vocab_size]);
+    assert.equal(logits.data.length, length * expected.vocab_size);
+  }
+  const present = clone().model.outputs.find(({ name }) => name.startsWith("present"));
+  const got = (await session.run({ input_ids: new BigInt64Array([3n]) }, [present.name]))[present.name];
+  assert.equal(got.dims[2], lengths.at(-1) + 1);
+  await session.destroy();
+});
+
+test("words, chunks and sampling are Python's", async () => {
+  const { wordsOf, chooseChunks } = await module("sequence.js");
+  const { checkSampling } = await module("sampling.js");
+  for (const [n, sizes, chunks] of expected.chunks) assert.deepEqual(chooseChunks(n, sizes), chunks, `${n}`);
+  for (const [options, words] of expected.sampling) {
+    assert.deepEqual(checkSampling(options, words).words, words, JSON.stringify(options));
+  }
+  const state = clone().sequence;
+  const call = { past: 3, nTokens: 9, limit: 20, stopTokens: [5, 6], sampling: { top_k: 7 } };
+  const placed = {};
+  for (const [first, values] of wordsOf(state, call)) values.forEach((value, i) => (placed[first + i] = value));
+  const at = (name) => placed[state.words[name]];
+  assert.deepEqual([at("past_length"), at("length"), at("total_length"), at("call_length")], [3, 1, 4, 9]);
+  assert.deepEqual([at("n_tokens"), at("limit"), at("stop"), at("n_stop_tokens")], [9, 20, 0, 2]);
+  assert.deepEqual([placed[state.words.stop_tokens], placed[state.words.stop_tokens + 1]], [5, 6]);
+  for (const [name, value] of Object.entries(expected.sampling[0][1])) if (name === "top_k") assert.equal(at(name), 7);
+});
+
+test("float16 as IEEE 754 has it", async () => {
+  const { fromHalf, toHalf } = await module("ports.js");
+  for (let bits = 0; bits < 65536; bits++) {
+    const value = fromHalf(bits);
+    if (Number.isNaN(value)) continue;
+    assert.equal(toHalf(value), bits, `${bits}`);
+  }
+  for (const [value, bits] of expected.halves) assert.equal(toHalf(value), bits, `${value}`);
+});
+
+test("refuses what cannot be used, in a sentence", async () => {
+  const session = await loadFrom();
+  const refuse = (call, pattern) => assert.throws(call, (error) => error.name === "RuntimeFailure" && pattern.test(error.message));
+  refuse(() => session.generate([]), /the prompt: is empty/);
+  refuse(() => session.generate("text"), /is not a list of token ids/);
+  refuse(() => session.generate([1, expected.vocab_size]), /at position 1, no token/);
+  refuse(() => session.generate([1], { maxNewTokens: -1 }), /maxNewTokens: is -1/);
+  refuse(() => session.generate([1], { tokensPerSubmit: 0.5 }), /tokensPerSubmit: is 0.5/);
+  refuse(() => session.generate([1], { temperature: -1 }), /temperature: is -1/);
+  refuse(() => session.generate(Array(expected.capacity + 1).fill(1)), /the prompt has/);
+  await assert.rejects(session.run({ ids: [1] }), /is not the model's/);
+  await assert.rejects(session.run({ input_ids: [1], attention_mask: [1] }), /cannot be given|is not the model's/);
+  await assert.rejects(session.run({ input_ids: [] }), /is empty/);
+  assert.deepEqual(session.tokens, []);
+  const controller = new AbortController();
+  controller.abort();
+  await assert.rejects(session.generate([1], { signal: controller.signal }).next(), { name: "AbortError" });
+  await session.destroy();
+});
+
+const damage = [
+  ["another format", (m) => (m.format = "onnx"), /was not written by webgpu-compile/],
+  ["a newer schema", (m) => (m.version = 2), /has schema version 2, and this runtime reads 1/],
+  ["a wrong type", (m) => (m.buffers[0].nbytes = "4"), /breaks the schema: buffers.0.nbytes is not a whole number/],
+  ["a missing field", (m) => delete m.model.name, /model lacks name/],
+  ["a path as a file name", (m) => (m.shards[0].file = "../x"), /is not a file name/],
+  ["a binding out of range", (m) => (m.variants[0].programs.decode.steps[0].bindings[0][2] = 2 ** 40), /uses a range outside of its buffer/],
+  ["a shader that is not there", (m) => (m.variants[0].programs.decode.steps[0].shader = 9999), /does not bind/],
+  ["a shard of another size", (m) => (m.shards[0].nbytes += 4), /and its buffer differ in size/],
+  ["a word outside the buffer", (m) => (m.sequence.words.stop = 60000), /too small for its words/],
+  ["two words in one place", (m) => (m.sequence.words.stop = m.sequence.words.limit), /two words of the sequence are the same/],
+  ["no decode program", (m) => delete m.variants[0].programs.decode, /lacks 'decode'/],
+  ["a limit that nobody has", (m) => (m.variants[0].limits["max-buffer-size"] = 2 ** 50), /needs maxBufferSize \(needs/],
+  ["a feature that nobody has", (m) => (m.variants[0].features = ["subgroups", "shader-f16"]), null],
+];
+for (const [what, change, pattern] of damage) {
+  test(`a manifest with ${what}`, async () => {
+    const loading = loadFrom(manifestWith(change));
+    if (pattern) await assert.rejects(loading, (error) => error.name === "RuntimeFailure" && pattern.test(error.message));
+    else await loading.then((session) => session.destroy(), (error) => assert.match(error.message, /cannot run it/));
+  });
+}
+
+test("the second variant is taken when the first cannot run, and says why", async () => {
+  const edit = manifestWith((m) => {
+    m.variants.unshift({ ...m.variants[0], name: "huge", limits: { "max-buffer-size": 2 ** 50 } });
+  });
+  const session = await loadFrom(edit);
+  assert.equal(session.variant, "portable");
+  assert.match(session.variantReason, /the best that this adapter runs \(huge needs maxBufferSize/);
+  await session.destroy();
+  await assert.rejects(loadFrom(edit, { variant: "huge" }), /cannot run it: huge needs maxBufferSize/);
+  await assert.rejects(loadFrom({}, { variant: "x" }), /variant 'x': is not in this artifact; choose from portable/);
+});
+
+test("what a server can do wrong", async () => {
+  const gone = () => new Response("", { status: 404 });
+  await assert.rejects(loadFrom({ "manifest.json": gone }), /manifest.json: is missing on the server \(HTTP 404\)/);
+  await assert.rejects(loadFrom({ "manifest.json": () => Buffer.from("<html>") }), /damaged or cut short/);
+  await assert.rejects(loadFrom({ [weights]: gone }), /is missing on the server/);
+  await assert.rejects(loadFrom({ [weights]: () => Buffer.from("<html>") }), /has 6 bytes, not/);
+  const flipped = Buffer.from(bytesOf(weights));
+  flipped[flipped.length - 9] ^= 1;
+  await assert.rejects(loadFrom({ [weights]: () => flipped }), /has other content than was compiled/);
+  const file = `shaders/${clone().shaders[0].file}`;
+  await assert.rejects(loadFrom({ [file]: () => Buffer.from("fn main() {}") }), /has other content than was compiled/);
+  const offline = () => Promise.reject(new TypeError("Failed to fetch"));
+  await assert.rejects(loadFrom({ "manifest.json": offline }), /cannot be downloaded .* check the connection/);
+});
+
+/** A stream that breaks after `n` bytes. */
+function broken(data, n) {
+  let begun = false;
+  return new ReadableStream({
+    pull(controller) {
+      if (begun) controller.error(new Error("connection reset"));
+      else controller.enqueue(new Uint8Array(data.subarray(0, n)));
+      begun = true;
+    },
+  }, { highWaterMark: 0 });
+}
+
+test("a broken download goes on where it stopped", async () => {
+  const data = bytesOf(weights);
+  let times = 0;
+  const { fetch, log } = server({ [weights]: (headers) => (times++ || headers.range ? undefined : new Response(broken(data, data.length - 5000))) });
+  const session = await load("http://x/", { gpu, cache: false, fetch });
+  const asked = log.filter(({ name }) => name === weights);
+  assert.deepEqual(asked.map(({ range }) => range), [undefined, `bytes=${data.length - 5000}-${data.length - 1}`]);
+  await session.destroy();
+});
+
+test("blocks that were kept are not fetched; damaged ones are", async () => {
+  const kept = new Map();
+  const backend = {
+    size: async (key) => kept.get(key).length,
+    get: async (key) => kept.get(key).slice().buffer,
+    put: async (key, bytes) => void kept.set(key, bytes.slice()),
+    clear: async () => kept.clear(),
+  };
+  const { Source } = await module("source.js");
+  const read = async () => {
+    const { fetch, log } = server();
+    const source = new Source(new URL("http://x/"), new Store(backend), fetch);
+    const parts = [];
+    await source.blocks(shard, async (number, bytes) => void parts.push(Buffer.from(bytes)), () => {});
+    assert.ok(Buffer.concat(parts).equals(bytesOf(weights)));
+    return log.map(({ range }) => range);
+  };
+  const { blocks, block_nbytes: size, nbytes } = shard;
+  assert.deepEqual(await read(), [undefined]);
+  assert.deepEqual(await read(), []);
+  kept.get(blocks[0])[9] ^= 1;
+  const range = `bytes=0-${Math.min(size, nbytes) - 1}`;
+  assert.deepEqual(await read(), [nbytes <= size ? undefined : range]);
+  kept.set(blocks.at(-1), kept.get(blocks.at(-1)).slice(1));
+  assert.equal((await read()).length, 1);
+  assert.equal(await sha256(kept.get(blocks.at(-1))), blocks.at(-1));
+});
+
+test("a full disk is a warning", async () => {
+  const warnings = [];
+  const full = async () => {
+    throw Object.assign(new Error("full"), { name: "QuotaExceededError" });
+  };
+  const store = new Store({ size: full, get: full, put: full, clear: full }, (text) => warnings.push(text));
+  await store.put("key", new Uint8Array(4));
+  await store.put("key", new Uint8Array(4));
+  assert.equal(warnings.length, 1);
+  assert.match(warnings[0], /the browser's storage is full/);
+});
+
+test("the device may be lost between calls", async () => {
+  const session = await loadFrom();
+  await session.run({ input_ids: [1, 2] });
+  const { device } = session;
+  device.destroy();
+  const { logits } = await session.run({ input_ids: [3] });
+  assert.deepEqual(logits.dims, [1, 1, expected.vocab_size]);
+  assert.notEqual(session.device, device);
+  assert.deepEqual(session.tokens, [1, 2, 3]);
+  await session.destroy();
+});
