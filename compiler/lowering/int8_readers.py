@@ -50,4 +50,4 @@ def _block(builder: Builder, node: gs.Node, value: gs.Tensor) -> int:
         return 0
     if not builder.int8_activations(node.attrs.get("accuracy_level", 0)):
         return 0
-    return int8_chunk(node.attrs["block_size"])
+    return int8_chunk(node.attrs.get("block_size", 0))
