@@ -182,8 +182,12 @@ def test_prompt_split(artifacts: Artifacts, expected: Any, name: str, cut: int) 
 )
 @given(pieces=st.lists(st.integers(1, 40), min_size=1, max_size=8))
 def test_any_pieces_continue_the_sequence(artifacts: Artifacts, expected: Any, pieces: list[int]) -> None:
-    """run() and generate() by turns, over prompt and generated tokens alike."""
-    prompt, tokens = expected("llama-int8")
+    """run() and generate() by turns, over prompt and generated tokens alike.
+
+    Generated tokens that are fed again go through the chunks' kernels, which sum in another order than
+    decode's. Float activations keep that at 1e-6, far under any lead here; int8 rounding would make it 1e-2.
+    """
+    prompt, tokens = expected("phi3-fp16")
     text = prompt + tokens
     session = _kept_session(artifacts)
     session.reset()
@@ -202,7 +206,7 @@ def test_any_pieces_continue_the_sequence(artifacts: Artifacts, expected: Any, p
 
 @cache
 def _kept_session(artifacts: Artifacts) -> Session:
-    return load(artifacts, "llama-int8")
+    return load(artifacts, "phi3-fp16")
 
 
 @pytest.mark.parametrize("name", MODELS)
