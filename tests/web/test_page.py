@@ -19,6 +19,8 @@ from tokenizers import Tokenizer
 from web.faulty_server import FaultyServer, faulty_server
 from webgpu_compile.models import preset
 
+pytestmark = pytest.mark.slow  # minutes on SwiftShader, and one case still depends on the machine's load
+
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "models" / "demo" / "int4"
 FLAGS = ["--headless=new", "--no-sandbox", "--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"]
