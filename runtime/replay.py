@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakValueDictionary
 
 import wgpu
 from wgpu.backends.wgpu_native import ffi, lib
@@ -92,6 +93,17 @@ def prepare(calls: Iterable[DispatchCall | CopyCall]) -> Prepared:
     return Prepared(tuple(parts), calls, sum(isinstance(call, DispatchCall) for call in calls))
 
 
+def emptied(program: Prepared) -> Prepared:
+    """The same calls with empty grids and copies: all of the host's work and none of the GPU's."""
+    parts: list[list[Handles] | CopyCall] = []
+    for part in program.parts:
+        if isinstance(part, CopyCall):
+            parts.append(replace(part, nbytes=0))
+        else:
+            parts.append([(pipeline, group, 0, 0, 0) for pipeline, group, *_ in part])
+    return replace(program, parts=tuple(parts))
+
+
 class Recorder:
     """Encodes and submits command buffers for one device."""
 
@@ -117,13 +129,16 @@ class Recorder:
         lib.wgpuCommandBufferRelease(self._commands[0])
         return int(index)
 
-    def check(self, work: Iterable[Prepared | CopyCall]) -> None:
-        """Encode `work` and throw it away: whatever wgpu finds wrong with it is found now.
+    def check(self, program: Prepared) -> None:
+        """Run `program` with empty grids and copies: whatever wgpu finds wrong with it is found now.
+
+        It is submitted, though it does nothing: wgpu-native never lets go of a finished command buffer that
+        was not, nor of the device behind it.
 
         Raises:
             RuntimeFailure: the encoding is invalid.
         """
-        lib.wgpuCommandBufferRelease(self._encode(work))
+        self.submit([emptied(program)])
 
     def wait(self, index: int) -> None:
         """Block until the submission `index` is done, and run the callbacks of finished mappings."""
@@ -155,7 +170,7 @@ class Recorder:
             if pipeline is not None:
                 set_pipeline(compute, pipeline)
             set_bind_group(compute, 0, group, 0, null)
-            if z > 0:
+            if z >= 0:
                 dispatch(compute, x, y, z)
             else:
                 _dispatch_indirect(compute, x, y)
@@ -197,6 +212,17 @@ def native_errors() -> Iterator[None]:
         )
 
 
+_staging: WeakValueDictionary[int, Staging] = WeakValueDictionary()
+"""By `id`. A mapping may be answered after its buffer is gone, so the callback itself must live for ever."""
+
+
+@ffi.callback("void(WGPUMapAsyncStatus, WGPUStringView, void *, void *)")  # type: ignore[untyped-decorator]
+def _mapped(status: int, message: Any, staging: Any, unused: Any) -> None:
+    found = _staging.get(int(ffi.cast("uintptr_t", staging)))
+    if found is not None:
+        found.status = status
+
+
 class Staging:
     """A mappable buffer: copies into it travel with a submission, `read` waits for that one and maps it."""
 
@@ -205,20 +231,16 @@ class Staging:
         self.buffer = device.create_buffer(label="staging", size=nbytes, usage=usage)
         self.nbytes = nbytes
         self._recorder = recorder
-        self._status: int | None = None
-        self._callback = ffi.callback(
-            "void(WGPUMapAsyncStatus, WGPUStringView, void *, void *)", self._mapped
-        )
+        self.status: int | None = None
         self._info = ffi.new("WGPUBufferMapCallbackInfo *")
         self._info.mode = lib.WGPUCallbackMode_AllowProcessEvents
-        self._info.callback = self._callback
-
-    def _mapped(self, status: int, message: Any, first: Any, second: Any) -> None:
-        self._status = status
+        self._info.callback = _mapped
+        self._info.userdata1 = ffi.cast("void *", id(self))
+        _staging[id(self)] = self
 
     def request(self, nbytes: int) -> None:
         """Ask for the mapping of the first `nbytes`. Call it after the submission that fills them."""
-        self._status = None
+        self.status = None
         with native_errors():
             lib.wgpuBufferMapAsync(self.buffer._internal, lib.WGPUMapMode_Read, 0, nbytes, self._info[0])
 
@@ -229,10 +251,10 @@ class Staging:
             RuntimeFailure: the device was lost.
         """
         for _ in range(MAX_POLLS):
-            if self._status is not None:
+            if self.status is not None:
                 break
             self._recorder.wait(submission)
-        if self._status != lib.WGPUMapAsyncStatus_Success:
+        if self.status != lib.WGPUMapAsyncStatus_Success:
             raise RuntimeFailure("the GPU", "was lost while it worked", "load the artifact again")
         address = lib.wgpuBufferGetConstMappedRange(self.buffer._internal, 0, nbytes)
         data = bytes(ffi.buffer(address, nbytes))

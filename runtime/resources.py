@@ -44,8 +44,7 @@ def create_resources(
 ) -> Resources:
     """Buffers with their weights, pipelines, bind groups and prepared programs of `variant`.
 
-    Every program is encoded once without being submitted, so that an error shows here and not at a submit,
-    where wgpu-native aborts the process.
+    Every program is tried once with nothing to do, so that an error shows here.
 
     Raises:
         RuntimeFailure: out of memory, a shard or shader that is damaged, a shader that does not compile.
@@ -61,7 +60,7 @@ def create_resources(
         groups: dict[Any, Any] = {}
         for name, program in variant.programs.items():
             programs[name] = prepare(_calls(program, buffers, pipelines, device, groups))
-            recorder.check([programs[name]])
+            recorder.check(programs[name])
     except BaseException:
         for buffer in buffers.values():
             buffer.destroy()

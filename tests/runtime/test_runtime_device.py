@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
 
 import pytest
+import wgpu
 from toy_artifact import build_decoder, greedy
 from webgpu_compile.runtime import RuntimeFailure, load
 from webgpu_compile.runtime.device import choose_variant, request_adapter, request_device
@@ -190,3 +192,21 @@ def test_excerpt_shows_the_place():
     message = "Shader validation error: no\n  ┌─ wgsl:4:2\n"
     assert excerpt(source, message) == "     2 | b\n     3 | c\n>    4 | d\n     5 | e\n     6 | f"
     assert excerpt(source, "something else") == "something else"
+
+
+def test_nothing_stays_behind_a_closed_session(tmp_path):
+    """wgpu-native keeps a device alive for every command buffer that was finished and not submitted."""
+
+    def native_objects():
+        gc.collect()
+        counts = wgpu.diagnostics.wgpu_native_counts.get_dict()
+        return {name: counts[name]["count"] for name in counts if name != "total"}
+
+    folder = build_decoder(tmp_path / "out")
+    before = native_objects()
+    with load(folder) as session:
+        assert len(list(session.generate([1, 2], 3))) == 3
+        next(session.generate([5], 3))
+        assert native_objects()["Device"] == before["Device"] + 1
+    del session
+    assert native_objects() == before
