@@ -16,6 +16,7 @@ from .ports import STORAGE_NBYTES
 from .schema import Manifest, Port, Program, Variant
 
 ALIGNMENT = 256
+DECODE = ("decode", "decode_sampled")
 MIN_BLOCK_NBYTES, MAX_BLOCK_NBYTES = 4096, 64 << 20
 SEQUENCE_WORDS = ("past_length", "length", "total_length", "call_length", "n_tokens")
 GENERATION_WORDS = ("limit", "stop", "n_stop_tokens", "stop_tokens")
@@ -162,7 +163,10 @@ def _check_variant(manifest: Manifest, variant: Variant) -> None:
 
 
 def _check_programs(manifest: Manifest, variant: Variant) -> None:
-    """A decoder has `decode` and some `prefill_N`, a graph has `run`; and they have what callers read."""
+    """A decoder has `decode` and some `prefill_N`, a graph has `run`; and they have what callers read.
+
+    A decoder that can sample also has `decode_sampled`.
+    """
     programs, where = variant.programs, f"variant {variant.name!r}"
     if manifest.sequence is None:
         require(set(programs) == {"run"}, f"{where} does not have the one program 'run'")
@@ -179,7 +183,7 @@ def _check_programs(manifest: Manifest, variant: Variant) -> None:
     kinds = {"decode": False, "prefill": False, "logits": False}
     for name, program in programs.items():
         kind, _, rows = name.partition("_")
-        known = name == "decode" or (kind in ("prefill", "logits") and rows == str(program.rows))
+        known = name in DECODE or (kind in ("prefill", "logits") and rows == str(program.rows))
         require(known, f"{where} has the unknown program {name!r}")
         require(program.rows == 1 if kind == "decode" else program.rows >= 1, f"{name!r} has no rows")
         kinds[kind] = True
@@ -187,6 +191,8 @@ def _check_programs(manifest: Manifest, variant: Variant) -> None:
         found = [port.shape for port in program.outputs if port.name == "logits"]
         require(found == [shape], f"{where}, {name!r} does not give logits of shape {shape}")
     require(kinds["prefill"], f"{where} has no program 'prefill_N'")
+    samples = "sampling" in manifest.sequence.words
+    require(samples == ("decode_sampled" in programs), f"{where}: 'decode_sampled' and the words disagree")
     require(kinds["logits"] == manifest.sequence.all_logits, f"{where}: 'logits_N' and all_logits disagree")
 
 

@@ -21,7 +21,7 @@ from .chunks import choose_chunks
 from .errors import RuntimeFailure
 from .replay import CopyCall, Prepared, Staging
 from .resources import Resources
-from .sampling import Sampling
+from .sampling import GREEDY, Sampling
 from .schema import Sequence as SequenceState
 from .sequence import History, Writer
 
@@ -90,7 +90,7 @@ class Generator:
         )
         waiting: deque[_Batch] = deque()
         try:
-            waiting.append(self._prefill(known))
+            waiting.append(self._prefill(known, request.sampling))
             encoded = self._encode_ahead(waiting, known + 1, request)
             while waiting:
                 batch = waiting.popleft()
@@ -111,19 +111,23 @@ class Generator:
             for batch in waiting:
                 self._read(batch)
 
-    def _prefill(self, n_tokens: int) -> _Batch:
+    def _program(self, rows: int, sampling: Sampling | None) -> Prepared:
+        """The program that feeds a chunk and chooses the token behind it."""
+        decode = "decode_sampled" if sampling is not None and sampling.mode != GREEDY else "decode"
+        return self._resources.programs[decode if rows == 1 else f"prefill_{rows}"]
+
+    def _prefill(self, n_tokens: int, sampling: Sampling) -> _Batch:
         """Feed the tokens that are not in the cache yet; the last chunk samples one."""
-        programs, history = self._resources.programs, self._history
-        chunks = choose_chunks(n_tokens - history.past, prefill_sizes(programs))
+        history = self._history
+        chunks = choose_chunks(n_tokens - history.past, prefill_sizes(self._resources.programs))
         for rows in chunks[:-1]:
-            self._resources.recorder.submit([programs[f"prefill_{rows}"]])
-        last = "decode" if chunks[-1] == 1 else f"prefill_{chunks[-1]}"
-        batch = self._submit([programs[last]], n_tokens, 1)
+            self._resources.recorder.submit([self._program(rows, sampling)])
+        batch = self._submit([self._program(chunks[-1], sampling)], n_tokens, 1)
         history.past = n_tokens
         return batch
 
     def _encode_ahead(self, waiting: deque[_Batch], encoded: int, request: Request) -> int:
-        decode = self._resources.programs["decode"]
+        decode = self._program(1, request.sampling)
         while len(waiting) < IN_FLIGHT and encoded < request.limit:
             n = min(request.tokens_per_submit, request.limit - encoded)
             waiting.append(self._submit([decode] * n, encoded, n))
@@ -190,7 +194,7 @@ class Generator:
         for rows in choose_chunks(n_tokens - history.past, prefill_sizes(programs)):
             length = min(rows, n_tokens - history.past)
             self._writer.write_words(history.past, n_tokens, limit, length=length, sampling=sampling)
-            work = [programs["decode" if rows == 1 else f"prefill_{rows}"]]
+            work = [self._program(rows, sampling)]
             if history.past + length == n_tokens:
                 batch = self._submit(work, n_tokens, 1)
             else:

@@ -15,7 +15,7 @@ from ..program import DType, Program
 from ..target import SPEC_LIMITS, Target
 from .builder import Builder, DecoderShape
 from .linear import FEW_ROWS
-from .sampling import sample
+from .sampling import greedy, sample
 from .sequence_state import ARGMAX_VALUES, advance, argmax, begin
 
 DEFAULT_CAPACITY = 4096
@@ -27,11 +27,15 @@ LOGITS_NBYTES = 32 << 20
 
 @dataclass(frozen=True, slots=True)
 class ProgramSpec:
-    """Which program to make: `rows` positions, with all their logits or the last position's only."""
+    """Which program to make: `rows` positions, with all their logits or the last position's only.
+
+    `draws`: the next token may be drawn at random; otherwise it is the arg-max.
+    """
 
     name: str
     rows: int
-    all_logits: bool
+    all_logits: bool = False
+    draws: bool = False
 
 
 def decoder_shape(device: DeviceModel, options: CompileOptions) -> DecoderShape:
@@ -77,14 +81,14 @@ def decoder_shape(device: DeviceModel, options: CompileOptions) -> DecoderShape:
 
 
 def program_specs(decoder: DecoderShape, options: CompileOptions, pruned: bool) -> list[ProgramSpec]:
-    """`decode`, a `prefill_N` per chunk size, and `logits_N` unless the exporter pruned the LM head."""
-    specs = [ProgramSpec("decode", 1, False)]
+    """`decode`, `decode_sampled`, a `prefill_N` per chunk size; unless the LM head is pruned `logits_N`."""
+    specs = [ProgramSpec("decode", 1), ProgramSpec("decode_sampled", 1, draws=True)]
     sizes = sorted({min(n, decoder.capacity) for n in options.prefill_chunks} - {1})
-    specs += [ProgramSpec(f"prefill_{n}", n, False) for n in sizes]
+    specs += [ProgramSpec(f"prefill_{n}", n, draws=True) for n in sizes]
     if not pruned:
         fitting = [n for n in sizes if n * decoder.vocab_size * 4 <= LOGITS_NBYTES] or sizes[:1]
         # The smallest and the largest chunk: short inputs, and long texts to be scored.
-        specs += [ProgramSpec(f"logits_{n}", n, True) for n in sorted({*sizes[:1], *fitting[-1:]})]
+        specs += [ProgramSpec(f"logits_{n}", n, all_logits=True) for n in sorted({*sizes[:1], *fitting[-1:]})]
     return specs
 
 
@@ -93,8 +97,8 @@ def lower_decoder(
 ) -> Program:
     """Lower the device graph for one program.
 
-    In the GPU-driven form the program keeps the sequence itself: chunks open with `begin`; `sample` or
-    `advance` ends every program. In the host-driven form the caller writes the words between steps.
+    In the GPU-driven form the program keeps the sequence itself: chunks open with `begin`; `sample`
+    or `advance` ends every program. In the host-driven form the caller writes the words between steps.
     """
     one_position = not spec.all_logits
     if spec.rows > 1 and one_position:
@@ -111,7 +115,7 @@ def lower_decoder(
     if one_position:
         if ARGMAX_VALUES not in builder.tensors:
             builder.add(argmax(builder))
-        builder.add(*sample(builder))
+        builder.add(*(sample(builder) if spec.draws else [greedy(builder)]))
     elif gpu_driven:
         builder.add(advance(builder))
     return builder.program(spec.name, inputs=(), outputs=(decoder.logits,))

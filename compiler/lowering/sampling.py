@@ -27,7 +27,7 @@ from math import prod
 
 from ..program import Binding, Constant, DType, Kernel, Role, Tensor
 from ..sequence import SAMPLING_DRAW, SEQUENCE, STOP_LIMIT, STOP_TOKEN, TOKENS
-from .builder import Builder, reads, writes
+from .builder import Builder, reads, renamed, writes
 from .sequence_state import ARGMAX_INDICES, ARGMAX_VALUES, logits_of
 
 SAMPLE_THREADS = 256
@@ -41,6 +41,11 @@ CANDIDATES_WORDS = 8 + 1
 
 SCAN_NBYTES = 8 * SAMPLE_THREADS + 16
 """Workgroup memory of a running sum in 64 bits."""
+
+
+def greedy(builder: Builder) -> Kernel:
+    """The next token: the arg-max over the LM head's partial maxima. See `sample` for what else it does."""
+    return _choose(builder, {}, {})
 
 
 def sample(builder: Builder) -> list[Kernel]:
@@ -92,12 +97,13 @@ def spans(vocab_size: int) -> tuple[int, int]:
 
 
 def _choose(builder: Builder, shape: dict[str, Constant], scratch: dict[str, Tensor]) -> Kernel:
+    """The kernel that ends a step; without `scratch` it takes the arg-max."""
     assert builder.decoder is not None
     host = builder.decoder.driven_by == "host"
     tensors = builder.tensors
     values, indices = tensors[ARGMAX_VALUES], tensors[ARGMAX_INDICES]
     state = reads(sequence=tensors[SEQUENCE]) if host else writes(sequence=tensors[SEQUENCE])
-    read = ("keys", "weights", "candidates", "span_weights")
+    read = ("keys", "weights", "candidates", "span_weights") if scratch else ()
     bindings = [
         *reads(partial_values=values, partial_indices=indices),
         *reads(**{name: scratch[name] for name in read}),
@@ -106,14 +112,16 @@ def _choose(builder: Builder, shape: dict[str, Constant], scratch: dict[str, Ten
     ]
     constants: dict[str, Constant] = {
         **shape,
+        "vocab_size": builder.decoder.vocab_size,
         "driven_by_host": host,
         "n_partials": prod(values.shape),
         "stop_limit": STOP_LIMIT,
         "stop_token": STOP_TOKEN,
         "sampling_draw": SAMPLING_DRAW,
     }
-    nbytes = SCAN_NBYTES + 16 * SAMPLE_THREADS + 4
-    return _sampling_kernel("sample", 1, bindings, constants, nbytes, prod(values.shape))
+    nbytes = SCAN_NBYTES + 16 * SAMPLE_THREADS + 4 if scratch else 8 * SAMPLE_THREADS
+    kernel = _sampling_kernel("sample", 1, bindings, constants, nbytes, prod(values.shape))
+    return kernel if scratch else renamed(kernel, "sample_greedy")
 
 
 def _sampling_kernel(

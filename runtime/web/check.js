@@ -143,15 +143,17 @@ function checkPrograms({ model, sequence }, { programs }, where) {
   const kinds = new Set();
   for (const [name, { rows, outputs = [] }] of Object.entries(programs)) {
     const kind = name.split("_")[0];
-    const known = kind === "decode" ? name : ["prefill", "logits"].includes(kind) && `${kind}_${rows}`;
-    require(known === name, `${where} has the unknown program '${name}'`);
+    const known = ["prefill", "logits"].includes(kind) && name === `${kind}_${rows}`;
+    require(known || ["decode", "decode_sampled"].includes(name), `${where} has the unknown program '${name}'`);
     require(kind === "decode" ? rows === 1 : rows >= 1, `'${name}' has no rows`);
     kinds.add(kind);
     const shape = [1, kind === "logits" ? rows : 1, sequence.vocab_size].join();
     const found = outputs.filter((port) => port.name === "logits").map((port) => port.shape.join());
     require(found.length === 1 && found[0] === shape, `'${name}' does not give logits [${shape}]`);
   }
-  require(kinds.has("decode") && kinds.has("prefill"), `${where} lacks 'decode' or 'prefill_N'`);
+  require(Object.hasOwn(programs, "decode") && kinds.has("prefill"), `${where} lacks 'decode' or 'prefill_N'`);
+  const samples = Object.hasOwn(sequence.words, "sampling");
+  require(samples === Object.hasOwn(programs, "decode_sampled"), `${where}: 'decode_sampled' and the words disagree`);
   require(kinds.has("logits") === sequence.all_logits, `${where}: 'logits_N' and all_logits disagree`);
 }
 

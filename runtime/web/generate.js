@@ -48,9 +48,10 @@ export async function* replayTokens(resources, state, history, request, sizes) {
   };
   const known = request.nTokens;
   const chunks = chooseChunks(known - history.past, sizes);
-  const names = chunks.map((rows) => (rows === 1 ? "decode" : `prefill_${rows}`));
+  const step = request.sampling.sampling ? "decode_sampled" : "decode";
+  const names = chunks.map((rows) => (rows === 1 ? step : `prefill_${rows}`));
   const prompt = await Promise.all(names.map(resources.program));
-  const decode = await resources.program("decode");
+  const decode = await resources.program(step);
   begin(resources, state, history.tokens, { ...request, past: history.past });
   for (const program of prompt.slice(0, -1)) recorder.submit([program]);
   submit(prompt.slice(-1), known);

@@ -334,6 +334,10 @@ LIES = {
         "a feature that its variant does not name",
     ),
     "no decode": (lambda m: m["variants"][0]["programs"].pop("decode"), "has no program 'decode'"),
+    "cannot sample": (
+        lambda m: m["variants"][0]["programs"].update(decode_sampled=m["variants"][0]["programs"]["decode"]),
+        "'decode_sampled' and the words disagree",
+    ),
     "other program": (
         lambda m: m["variants"][0]["programs"].update(prefill_5=m["variants"][0]["programs"]["prefill_4"]),
         "has the unknown program 'prefill_5'",
