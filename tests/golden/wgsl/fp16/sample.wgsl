@@ -169,6 +169,8 @@ const SAMPLING_DRAW = 1u;
 
 var<workgroup> lows: array<atomic<u32>, THREADS>;
 var<workgroup> highs: array<atomic<u32>, THREADS>;
+var<workgroup> differing: atomic<u32>;
+var<workgroup> n_differing_bits: u32;
 
 fn clear_bins(thread: u32) {
   workgroupBarrier();
@@ -188,14 +190,34 @@ fn bin_sum(bin: u32) -> vec2<u32> {
   return vec2<u32>(atomicLoad(&lows[bin]), atomicLoad(&highs[bin]));
 }
 
+// How many of the low bits of their keys the candidates differ in. The others are the same for most lists,
+// and need no digit: all candidates would meet in one bin.
+fn differing_bits(thread: u32) -> u32 {
+  if (thread == 0u) {
+    atomicStore(&differing, 0u);
+  }
+  workgroupBarrier();
+  var bits = 0u;
+  for (var i = thread; i < candidates.count; i += THREADS) {
+    bits |= candidates.list[i].key ^ candidates.list[0].key;
+  }
+  atomicOr(&differing, bits);
+  workgroupBarrier();
+  if (thread == 0u) {
+    n_differing_bits = 32u - countLeadingZeros(atomicLoad(&differing));
+  }
+  return workgroupUniformLoad(&n_differing_bits);
+}
+
 // The greatest key such that the candidates with that key or a greater one come to `least`, by number or
 // by weight: digit after digit, the most significant first.
 fn threshold(thread: u32, by_weight: bool, least: vec2<u32>) -> u32 {
   var missing = least;
-  var prefix = 0u;  // of ~key: the greatest key first
-  var mask = 0u;
-  for (var digit = 4u; digit > 0u; digit--) {
-    let shift = 8u * (digit - 1u);
+  var n_bits = differing_bits(thread);  // still to be found
+  var mask = select(0u, ~0u << n_bits, n_bits < 32u);
+  var prefix = ~candidates.list[0].key & mask;  // of ~key: the greatest key first
+  while (n_bits > 0u) {
+    let shift = max(n_bits, 8u) - 8u;
     clear_bins(thread);
     for (var i = thread; i < candidates.count; i += THREADS) {
       let candidate = candidates.list[i];
@@ -209,6 +231,7 @@ fn threshold(thread: u32, by_weight: bool, least: vec2<u32>) -> u32 {
     prefix |= end.x << shift;
     mask |= 0xffu << shift;
     missing = subtract_wide(missing, end.yz);
+    n_bits = shift;
   }
   return ~prefix;
 }
