@@ -454,9 +454,8 @@ def test_a_graph_without_a_sequence(tmp_path: Path) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_in_a_browser(artifacts: Artifacts, width: int, scheme: Any) -> None:
     """It fits its window, obeys its own content policy, follows the scheme, and links open what they name."""
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("no chromium")
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    assert chromium, "this test needs Chromium: apt-get install chromium (`make test` does)"
     from playwright.sync_api import sync_playwright
 
     page_file = artifacts.compile(CONFIG, **OPTIONS) / "report.html"
