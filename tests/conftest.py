@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell ignores Ctrl-C in what it runs in the background, and so would the programs under test.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.getoption("--bless"):
         os.environ[BLESS_VARIABLE] = "1"  # pass cases, and the processes of -n, look here
 
