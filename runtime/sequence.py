@@ -25,6 +25,11 @@ class History:
     tokens: list[int] = field(default_factory=list)
     past: int = 0
 
+    def rewind(self, n_tokens: int) -> None:
+        """Forget the tokens behind the first `n_tokens`."""
+        del self.tokens[n_tokens:]
+        self.past = min(self.past, n_tokens)
+
     def rewind_for_logits(self) -> None:
         """Leave at least one token to feed, so that the next step has logits to sample from."""
         self.past = max(0, min(self.past, len(self.tokens) - 1))

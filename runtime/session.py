@@ -153,9 +153,20 @@ class Session:
 
     def reset(self) -> None:
         """Forget the sequence. The memory of the KV cache stays."""
+        self.rewind(0)
+
+    def rewind(self, n_tokens: int) -> None:
+        """Forget what is behind the first `n_tokens` of the sequence; their KV cache is used again.
+
+        Raises:
+            RuntimeFailure: the sequence has not that many tokens.
+        """
         self._begin()
-        self._history.tokens.clear()
-        self._history.past = 0
+        known = len(self._history.tokens)
+        n_tokens = _whole("n_tokens", n_tokens, 0)
+        if n_tokens > known:
+            raise RuntimeFailure("n_tokens", f"is {n_tokens}", f"the sequence has {known}: give at most that")
+        self._history.rewind(n_tokens)
 
     def close(self) -> None:
         """Give the GPU's memory back. The session cannot be used afterwards; closing twice is fine."""

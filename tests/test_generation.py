@@ -369,6 +369,22 @@ def test_reset_gives_the_same_again(small: Session) -> None:
     assert np.array_equal(small.run({"input_ids": np.array([prompt])})["logits"], logits)
 
 
+@pytest.mark.parametrize("kept", [0, 1, 16, 29, 30])
+def test_rewind(small: Session, kept: int) -> None:
+    """Another end of the same beginning, as if nothing else had been there; the cache is not fed again."""
+    prompt, other = prompt_of(SMALL, 21), prompt_of(SMALL, 5)[::-1]
+    whole = [*prompt, *generate(small, prompt, 9)]
+    small.rewind(kept)
+    assert small.tokens == whole[:kept]
+    tokens = list(small.generate(other, 12, []))
+    assert generate(small, [*whole[:kept], *other], 12) == tokens
+    known = len(small.tokens)
+    with pytest.raises(
+        RuntimeFailure, match=f"n_tokens: is {known + 1}; the sequence has {known}: give at most"
+    ):
+        small.rewind(known + 1)
+
+
 @pytest.mark.parametrize("n", [1, 3, 8, 20])
 def test_abandoned_iterator(small: Session, n: int) -> None:
     """The sequence is what was given; what the GPU computed ahead is forgotten."""
