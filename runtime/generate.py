@@ -19,11 +19,12 @@ import numpy as np
 
 from .chunks import choose_chunks
 from .errors import RuntimeFailure
-from .replay import CopyCall, Prepared, Staging
+from .replay import CopyCall, Prepared
 from .resources import Resources
 from .sampling import GREEDY, Sampling
 from .schema import Sequence as SequenceState
 from .sequence import History, Writer
+from .staging import Staging
 
 IN_FLIGHT = 2
 """Batches submitted and not yet read: one that the GPU works on and one that it continues with."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .replay import CopyCall, Prepared, Staging
+from .replay import CopyCall, Prepared
 from .resources import Resources
+from .staging import Staging
 
 Range = tuple[int, int, int]
 """(buffer, offset, nbytes); offset and size are multiples of 4."""

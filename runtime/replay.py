@@ -1,38 +1,40 @@
 """The captured graph: programs as arrays of native handles, re-encoded by a loop that does nothing else.
 
 WebGPU has no reusable compute command buffer. What can be kept is everything but the calls themselves, so
-this module calls wgpu-native through cffi on prepared handles: a third of the CPU time of wgpu-py's public
-calls. cffi lets go of the GIL, and the GPU works while the next tokens are encoded.
+this module calls wgpu-native on prepared handles (`native.py`): a quarter of the CPU time of wgpu-py's public
+calls. Two thirds of what is left is wgpu-native's own, when an encoder is finished: it validates there, works
+out barriers and calls the driver. That lets go of the GIL, so on a computer with cores to spare the tokens of
+a submission are encoded by several threads, a command buffer each.
 
 Raw handles keep nothing alive: `Prepared` and `Recorder` hold the wgpu-py objects beside them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import os
+from ctypes import c_uint64
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
-from weakref import WeakValueDictionary
 
-import wgpu
 from wgpu.backends.wgpu_native import ffi, lib
-from wgpu.backends.wgpu_native._api import error_handler
 
-from .errors import RuntimeFailure
+from .native import (
+    NO_OFFSETS,
+    dispatch,
+    dispatch_indirect,
+    native_errors,
+    pointer,
+    set_bind_group,
+    set_pipeline,
+)
 
-_begin_pass = lib.wgpuCommandEncoderBeginComputePass
-_set_pipeline = lib.wgpuComputePassEncoderSetPipeline
-_set_bind_group = lib.wgpuComputePassEncoderSetBindGroup
-_dispatch = lib.wgpuComputePassEncoderDispatchWorkgroups
-_dispatch_indirect = lib.wgpuComputePassEncoderDispatchWorkgroupsIndirect
-_end_pass = lib.wgpuComputePassEncoderEnd
-_release_pass = lib.wgpuComputePassEncoderRelease
-_copy = lib.wgpuCommandEncoderCopyBufferToBuffer
-_NULL = ffi.NULL
-
-MAX_POLLS = 1000
-"""Waits for one mapping; the first should do. A lost device returns from a wait at once, and never maps."""
+MAX_THREADS = 4
+CORES_PER_THREAD = 4
+"""Cores that a thread of ours may have for itself: the driver and the caller want theirs."""
+MIN_PIECE = 128
+"""Dispatches that are worth handing to a thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +65,8 @@ Handles = tuple[Any, Any, int, int, int]
 class Prepared:
     """A program ready for replay. `parts` alternate: a list of dispatches is one compute pass.
 
-    A dispatch is (pipeline or None if it is still set, bind group, x, y, z); an indirect one has its buffer
-    in x, its offset in y and -1 in z.
+    A dispatch is (pipeline or None if it is still set, bind group, x, y, z), handles as pointers; an indirect
+    one has its buffer in x, its offset in y and -1 in z.
     """
 
     parts: tuple[list[Handles] | CopyCall, ...]
@@ -84,12 +86,15 @@ def prepare(calls: Iterable[DispatchCall | CopyCall]) -> Prepared:
         if not parts or isinstance(parts[-1], CopyCall):
             parts.append([])
             pipeline = None
-        handle = None if call.pipeline is pipeline else call.pipeline._internal
+        handle = None if call.pipeline is pipeline else pointer(call.pipeline._internal)
         pipeline = call.pipeline
-        grid = call.grid if call.indirect is None else (call.indirect[0]._internal, call.indirect[1], -1)
+        grid: tuple[Any, Any, int] = call.grid
+        if call.indirect is not None:
+            buffer, offset = call.indirect
+            grid = pointer(buffer._internal), c_uint64(offset), -1
         part = parts[-1]
         assert isinstance(part, list)
-        part.append((handle, call.bind_group._internal, *grid))
+        part.append((handle, pointer(call.bind_group._internal), *grid))
     return Prepared(tuple(parts), calls, sum(isinstance(call, DispatchCall) for call in calls))
 
 
@@ -105,28 +110,37 @@ def emptied(program: Prepared) -> Prepared:
 
 
 class Recorder:
-    """Encodes and submits command buffers for one device."""
+    """Encodes and submits command buffers for one device.
 
-    def __init__(self, device: Any) -> None:
+    `n_threads`: how many encode at once; None for what this computer has cores for. One needs no thread.
+    """
+
+    def __init__(self, device: Any, n_threads: int | None = None) -> None:
         self._device = device
         self._device_handle = device._internal
         self._queue_handle = device.queue._internal
         self._encoder_descriptor = ffi.new("WGPUCommandEncoderDescriptor *")
         self._pass_descriptor = ffi.new("WGPUComputePassDescriptor *")
         self._buffer_descriptor = ffi.new("WGPUCommandBufferDescriptor *")
-        self._commands = ffi.new("WGPUCommandBuffer[1]")
         self._index = ffi.new("WGPUSubmissionIndex *")
+        self._n_threads = n_threads or _spare_threads(device)
+        self._pool: ThreadPoolExecutor | None = None
 
     def submit(self, work: Iterable[Prepared | CopyCall]) -> int:
-        """Encode `work` into one command buffer and submit it; returns what `wait` takes.
+        """Encode `work` and submit it at once; returns what `wait` takes.
 
         Raises:
             RuntimeFailure: the encoding is invalid. Nothing was submitted: wgpu-native would abort.
         """
-        self._commands[0] = self._encode(work)
-        with native_errors():
-            index = lib.wgpuQueueSubmitForIndex(self._queue_handle, 1, self._commands)
-        lib.wgpuCommandBufferRelease(self._commands[0])
+        commands = self._encode_pieces(pieces(tuple(work), self._n_threads))
+        try:
+            with native_errors():
+                index = lib.wgpuQueueSubmitForIndex(
+                    self._queue_handle, len(commands), ffi.new("WGPUCommandBuffer[]", commands)
+                )
+        finally:
+            for command in commands:
+                lib.wgpuCommandBufferRelease(command)
         return int(index)
 
     def check(self, program: Prepared) -> None:
@@ -145,7 +159,28 @@ class Recorder:
         self._index[0] = index
         lib.wgpuDevicePoll(self._device_handle, True, self._index)
 
+    def close(self) -> None:
+        """End the threads. What was submitted goes on."""
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
+
+    def _encode_pieces(self, work: Sequence[Sequence[Prepared | CopyCall]]) -> list[Any]:
+        """A command buffer per piece, in their order."""
+        if len(work) == 1:
+            return [self._encode(work[0])]
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self._n_threads, thread_name_prefix="encode")
+        futures = [self._pool.submit(self._encode, piece) for piece in work]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:
+            for future in futures:
+                future.add_done_callback(_drop)
+            raise
+
     def _encode(self, work: Iterable[Prepared | CopyCall]) -> Any:
+        """A finished command buffer. wgpu-py collects native errors by thread, and so does this."""
         with native_errors():
             encoder = lib.wgpuDeviceCreateCommandEncoder(self._device_handle, self._encoder_descriptor)
             try:
@@ -164,22 +199,22 @@ class Recorder:
 
     def _encode_pass(self, encoder: Any, part: list[Handles]) -> None:
         """The hot loop: two or three native calls a dispatch."""
-        set_pipeline, set_bind_group, dispatch, null = _set_pipeline, _set_bind_group, _dispatch, _NULL
-        compute = _begin_pass(encoder, self._pass_descriptor)
+        handle = lib.wgpuCommandEncoderBeginComputePass(encoder, self._pass_descriptor)
+        compute = pointer(handle)
         for pipeline, group, x, y, z in part:
             if pipeline is not None:
                 set_pipeline(compute, pipeline)
-            set_bind_group(compute, 0, group, 0, null)
+            set_bind_group(compute, 0, group, NO_OFFSETS, None)
             if z >= 0:
                 dispatch(compute, x, y, z)
             else:
-                _dispatch_indirect(compute, x, y)
-        _end_pass(compute)
-        _release_pass(compute)
+                dispatch_indirect(compute, x, y)
+        lib.wgpuComputePassEncoderEnd(handle)
+        lib.wgpuComputePassEncoderRelease(handle)
 
     @staticmethod
     def _encode_copy(encoder: Any, call: CopyCall) -> None:
-        _copy(
+        lib.wgpuCommandEncoderCopyBufferToBuffer(
             encoder,
             call.source._internal,
             call.source_offset,
@@ -189,77 +224,32 @@ class Recorder:
         )
 
 
-@contextmanager
-def native_errors() -> Iterator[None]:
-    """Collect what wgpu-native reports during direct calls, as wgpu-py does around its own.
+def pieces(
+    work: Sequence[Prepared | CopyCall], n_threads: int
+) -> list[Sequence[Prepared | CopyCall]]:
+    """`work` cut between programs into at most `n_threads` runs of about as many dispatches each.
 
-    Raises:
-        RuntimeFailure: it reported something.
+    A run has at least `MIN_PIECE`; what is too little for two stays whole.
     """
-    error_handler.capture("webgpu_compile")
-    try:
-        yield
-    finally:
-        found = error_handler.release("webgpu_compile")
-    if found is not None:
-        kind, message = found
-        lines = [line.strip() for line in message.splitlines() if line.strip()]
-        raise RuntimeFailure(
-            "the GPU",
-            f"reported an error ({kind}): {lines[-1] if lines else 'no message'}",
-            "load the artifact again; if it stays, report it with the lines below",
-            message.strip(),
-        )
+    counts = [item.n_dispatches if isinstance(item, Prepared) else 0 for item in work]
+    total = sum(counts)
+    n = max(1, min(n_threads, total // MIN_PIECE))
+    cuts, seen = [0], 0
+    for at, count in enumerate(counts):
+        if len(cuts) < n and at > cuts[-1] and seen >= total * len(cuts) / n:
+            cuts.append(at)
+        seen += count
+    return [work[begin:end] for begin, end in zip(cuts, [*cuts[1:], len(work)], strict=True)]
 
 
-_staging: WeakValueDictionary[int, Staging] = WeakValueDictionary()
-"""By `id`. A mapping may be answered after its buffer is gone, so the callback itself must live for ever."""
+def _spare_threads(device: Any) -> int:
+    """Threads that encoding may take. A software GPU needs every core itself."""
+    if device.adapter_info["adapter_type"] == "CPU":
+        return 1
+    return max(1, min(MAX_THREADS, (os.cpu_count() or 1) // CORES_PER_THREAD))
 
 
-@ffi.callback("void(WGPUMapAsyncStatus, WGPUStringView, void *, void *)")  # type: ignore[untyped-decorator]
-def _mapped(status: int, message: Any, staging: Any, unused: Any) -> None:
-    found = _staging.get(int(ffi.cast("uintptr_t", staging)))
-    if found is not None:
-        found.status = status
-
-
-class Staging:
-    """A mappable buffer: copies into it travel with a submission, `read` waits for that one and maps it."""
-
-    def __init__(self, device: Any, recorder: Recorder, nbytes: int) -> None:
-        usage = wgpu.BufferUsage.COPY_DST | wgpu.BufferUsage.MAP_READ
-        self.buffer = device.create_buffer(label="staging", size=nbytes, usage=usage)
-        self.nbytes = nbytes
-        self._recorder = recorder
-        self.status: int | None = None
-        self._info = ffi.new("WGPUBufferMapCallbackInfo *")
-        self._info.mode = lib.WGPUCallbackMode_AllowProcessEvents
-        self._info.callback = _mapped
-        self._info.userdata1 = ffi.cast("void *", id(self))
-        _staging[id(self)] = self
-
-    def request(self, nbytes: int) -> None:
-        """Ask for the mapping of the first `nbytes`. Call it after the submission that fills them."""
-        self.status = None
-        with native_errors():
-            lib.wgpuBufferMapAsync(self.buffer._internal, lib.WGPUMapMode_Read, 0, nbytes, self._info[0])
-
-    def read(self, submission: int, nbytes: int) -> bytes:
-        """The first `nbytes` once `submission` is done.
-
-        Raises:
-            RuntimeFailure: the device was lost.
-        """
-        for _ in range(MAX_POLLS):
-            if self.status is not None:
-                break
-            self._recorder.wait(submission)
-        if self.status != lib.WGPUMapAsyncStatus_Success:
-            raise RuntimeFailure("the GPU", "was lost while it worked", "load the artifact again")
-        address = lib.wgpuBufferGetConstMappedRange(self.buffer._internal, 0, nbytes)
-        data = bytes(ffi.buffer(address, nbytes))
-        lib.wgpuBufferUnmap(self.buffer._internal)
-        return data
-
-    def destroy(self) -> None:
-        self.buffer.destroy()
+def _drop(future: Future[Any]) -> None:
+    """Release a command buffer that will not be submitted."""
+    if not future.cancelled() and future.exception() is None:
+        lib.wgpuCommandBufferRelease(future.result())

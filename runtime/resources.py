@@ -30,6 +30,7 @@ class Resources:
     programs: dict[str, Prepared]
 
     def destroy(self) -> None:
+        self.recorder.close()
         for buffer in self.buffers.values():
             buffer.destroy()
 

@@ -1,11 +1,13 @@
-"""CPU time of a replay per dispatch (encode, submit, wait): `python tests/runtime/replay_cost.py`.
+"""CPU time of a replay per dispatch, without what the GPU does: `python tests/runtime/replay_cost.py [OUT]`.
 
-It times, it does not test.
+OUT is an artifact whose decode program is replayed, 8 tokens per submission; without it some kernels of no
+model are. It times, it does not test.
 """
 
 from __future__ import annotations
 
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -13,21 +15,39 @@ from pathlib import Path
 import wgpu
 from toy_artifact import build_decoder
 from webgpu_compile.runtime import load
-from webgpu_compile.runtime.replay import DispatchCall, emptied, prepare
+from webgpu_compile.runtime.replay import DispatchCall, Recorder, emptied, prepare
 
 N_DISPATCHES = 256
 REPEATS = 40
+N_TOKENS = 8
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as folder, load(build_decoder(Path(folder) / "out")) as session:
-        resources = session._resources
-        calls = different_pipelines(resources)
-        program = prepare(calls)
-        work = [emptied(program)]
-        ours = time_per_dispatch(lambda: resources.recorder.wait(resources.recorder.submit(work)))
-        public = time_per_dispatch(lambda: replay_publicly(resources.device, calls))
-        print(f"{wgpu.__version__}: {ours:.2f} µs a dispatch, public API {public:.2f} µs")
+    with tempfile.TemporaryDirectory() as toy:
+        folder = sys.argv[1] if len(sys.argv) > 1 else build_decoder(Path(toy) / "out")
+        with load(folder) as session:
+            resources = session._resources
+            calls = different_pipelines(resources)
+            program = resources.programs["decode"] if len(sys.argv) > 1 else prepare(calls)
+            work = [emptied(program)] * N_TOKENS
+            n = N_TOKENS * program.n_dispatches
+            print(f"wgpu {wgpu.__version__}, {program.n_dispatches} dispatches x {N_TOKENS}")
+            for n_threads in (1, 2, 3, 4):
+                recorder = Recorder(resources.device, n_threads)
+                encode, whole = time_per_dispatch(lambda r=recorder: replay(r, work), n)
+                print(f"{n_threads} threads: {encode:.2f} µs a dispatch to submit, {whole:.2f} until done")
+                recorder.close()
+            public = time_per_dispatch(lambda: replay_publicly(resources.device, calls), N_DISPATCHES)
+            print(f"public API: {public[0]:.2f}, {public[1]:.2f}")
+
+
+def replay(recorder, work) -> tuple[float, float]:
+    """Seconds until submitted, and until done."""
+    start = time.perf_counter()
+    submission = recorder.submit(work)
+    submitted = time.perf_counter()
+    recorder.wait(submission)
+    return submitted - start, time.perf_counter() - start
 
 
 def different_pipelines(resources) -> list[DispatchCall]:
@@ -59,7 +79,8 @@ def different_pipelines(resources) -> list[DispatchCall]:
     return calls
 
 
-def replay_publicly(device, calls) -> None:
+def replay_publicly(device, calls) -> tuple[float, float]:
+    start = time.perf_counter()
     encoder = device.create_command_encoder()
     compute = encoder.begin_compute_pass()
     for call in calls:
@@ -68,16 +89,15 @@ def replay_publicly(device, calls) -> None:
         compute.dispatch_workgroups(0, 0, 0)
     compute.end()
     device.queue.submit([encoder.finish()])
+    submitted = time.perf_counter()
+    device._poll_wait()
+    return submitted - start, time.perf_counter() - start
 
 
-def time_per_dispatch(function) -> float:
-    """Median in microseconds."""
-    times = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return 1e6 * statistics.median(times) / N_DISPATCHES
+def time_per_dispatch(function, n_dispatches) -> list[float]:
+    """Medians in microseconds."""
+    times = [function() for _ in range(REPEATS)]
+    return [1e6 * statistics.median(column) / n_dispatches for column in zip(*times, strict=True)]
 
 
 if __name__ == "__main__":

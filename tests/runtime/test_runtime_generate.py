@@ -8,7 +8,8 @@ import pytest
 from toy_artifact import build_decoder, greedy
 from webgpu_compile.runtime import RuntimeFailure, load
 from webgpu_compile.runtime.generate import CapacityWarning
-from webgpu_compile.runtime.replay import Recorder, Staging
+from webgpu_compile.runtime.replay import Recorder
+from webgpu_compile.runtime.staging import Staging
 
 VOCAB = 53
 
