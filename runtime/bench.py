@@ -77,7 +77,7 @@ class Bench:
     def __init__(self, session: Session, vocab_size: int, tokens_per_submit: int) -> None:
         self._session = session
         self._vocab_size = vocab_size
-        self._tokens_per_submit = tokens_per_submit
+        self.tokens_per_submit = tokens_per_submit
 
     def warm_up(self) -> None:
         """Generate until the clocks are up and every kernel has run."""
@@ -117,5 +117,5 @@ class Bench:
             pass
 
     def _generate(self, n: int) -> None:
-        for _ in self._session.generate((), n, stop_tokens=(), tokens_per_submit=self._tokens_per_submit):
+        for _ in self._session.generate((), n, stop_tokens=(), tokens_per_submit=self.tokens_per_submit):
             pass

@@ -189,6 +189,7 @@ def _time(
         ceilings=ceilings,
         rewind=rewind,
         repeats=KERNEL_REPEATS,
+        per_submit=bench.tokens_per_submit if name == "decode" else 1,
     )
 
 

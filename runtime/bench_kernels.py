@@ -41,6 +41,7 @@ class KernelTime:
 class ProgramTime:
     """One program at one depth: GPU time of a replay in one pass, host time of encoding it, its kernels.
 
+    The host encodes as many replays for one submission as a generation does; `host_seconds` is of one.
     The kernels' sum exceeds the replay's time: each is a pass of its own there, and nothing overlaps.
     """
 
@@ -63,8 +64,11 @@ def time_program(
     ceilings: Ceilings,
     rewind: Callable[[], None],
     repeats: int,
+    per_submit: int = 1,
 ) -> ProgramTime:
     """Replay `program` with timestamps. `rewind` puts the sequence back to `depth` before each replay.
+
+    `per_submit`: replays that the host encodes together.
 
     Only steps with a fixed grid are timed one by one: copies are left out.
     """
@@ -90,7 +94,7 @@ def time_program(
         ceilings,
         length,
     )
-    host = _host_seconds(resources.recorder, prepared)
+    host = _host_seconds(resources.recorder, prepared, per_submit)
     return ProgramTime(name, depth, len(calls), median(whole[1:]), host, kernels)
 
 
@@ -101,16 +105,16 @@ def _one_by_one(timer: GpuTimer, calls: Sequence[Any]) -> list[float]:
     return seconds
 
 
-def _host_seconds(recorder: Recorder, prepared: Any) -> float:
-    """Encoding and submitting, without what the GPU does then."""
-    work = [emptied(prepared)]
+def _host_seconds(recorder: Recorder, prepared: Any, per_submit: int) -> float:
+    """Encoding and submitting one replay of `per_submit`, without what the GPU does then."""
+    work = [emptied(prepared)] * per_submit
     samples = []
     for _ in range(ENCODINGS):
         start = time.perf_counter()
         submission = recorder.submit(work)
         samples.append(time.perf_counter() - start)
         recorder.wait(submission)
-    return median(samples)
+    return median(samples) / per_submit
 
 
 def _together(

@@ -96,7 +96,7 @@ def _markdown(report: Report) -> str:
             f"Ceilings of this device: {ceilings.read / 1e12:.2f} TB/s read, "
             f"{ceilings.int8 / 1e12:.1f} T int8 operations/s, {ceilings.f32 / 1e12:.1f} T f32 operations/s."
         )
-    parts += [_program(program) for program in report.programs]
+    parts += [_program(program, report.results) for program in report.programs]
     return "\n\n".join(parts) + "\n"
 
 
@@ -104,13 +104,18 @@ def _rate(result: Result) -> str:
     return f"{result.mean:.2f} ± {result.deviation:.2f}"
 
 
-def _program(program: ProgramTime) -> str:
+def _program(program: ProgramTime, results: Sequence[Result]) -> str:
     alone = sum(kernel.seconds for kernel in program.kernels)
     head = (
         f"{program.program} at depth {program.depth}: {program.n_dispatches} dispatches, "
         f"GPU {1e6 * program.gpu_seconds:.1f} µs ({1e6 * alone:.1f} µs as a pass per kernel), "
-        f"host {1e6 * program.host_seconds:.1f} µs to encode."
+        f"host {1e6 * program.host_seconds:.1f} µs to encode "
+        f"({1e6 * program.host_seconds / program.n_dispatches:.2f} µs per dispatch)."
     )
+    for test, wall in ((result.test, 1 / result.mean) for result in results):
+        if program.program == "decode" and test.n_generated and test.depth == program.depth:
+            more = 100 * (wall / program.gpu_seconds - 1)
+            head += f" {test.name}: {1e6 * wall:.1f} µs a token by the clock, {more:+.1f} % of GPU time."
     rows = []
     for kernel in program.kernels:
         one = kernel.seconds / kernel.count

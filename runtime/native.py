@@ -1,9 +1,9 @@
 """wgpu-native called directly: the three calls made for every dispatch, and what it reports meanwhile.
 
-wgpu-py reaches wgpu-native through cffi, whose calls let go of the GIL and take it again. Recording a dispatch
-waits for nothing, so its calls go through ctypes with the GIL held: two thirds of the time, and no hand-over
-to another thread in between. Their arguments are plain ints (u32), `pointer`s and None, as ctypes converts
-them fastest.
+wgpu-py reaches wgpu-native through cffi, whose calls let go of the GIL and take it again. Recording a
+dispatch waits for nothing, so its calls go through ctypes with the GIL held: two thirds of the time, and no
+hand-over to another thread in between. Their arguments are plain ints (u32), `pointer`s and None, which
+ctypes converts fastest.
 """
 
 from __future__ import annotations

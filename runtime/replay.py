@@ -12,9 +12,9 @@ Raw handles keep nothing alive: `Prepared` and `Recorder` hold the wgpu-py objec
 from __future__ import annotations
 
 import os
-from ctypes import c_uint64
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from ctypes import c_uint64
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -224,9 +224,7 @@ class Recorder:
         )
 
 
-def pieces(
-    work: Sequence[Prepared | CopyCall], n_threads: int
-) -> list[Sequence[Prepared | CopyCall]]:
+def pieces(work: Sequence[Prepared | CopyCall], n_threads: int) -> list[Sequence[Prepared | CopyCall]]:
     """`work` cut between programs into at most `n_threads` runs of about as many dispatches each.
 
     A run has at least `MIN_PIECE`; what is too little for two stays whole.
