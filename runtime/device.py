@@ -10,6 +10,7 @@ from wgpu.backends.wgpu_native.extras import set_instance_extras
 
 from .errors import RuntimeFailure
 from .limits import NATIVE_FEATURES, granted, missing_features, missing_limits
+from .native_types import parse_types
 from .schema import Variant
 
 NO_ADAPTER_HINT = (
@@ -40,6 +41,7 @@ def _prepare_instance() -> None:
     Without the flag wgpu checks every indirect grid by a dispatch of its own, which doubles the time of
     small kernels; ours are written by the artifact's kernels and bounded by the plan.
     """
+    parse_types()
     with suppress(RuntimeError):  # the caller has used wgpu before: its instance will do
         set_instance_extras(backends=["Primary"], flags=["Empty"])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from types import MappingProxyType
 
-from .schema import Copy, Dispatch, Manifest, Variant
+from .schema import Copy, Manifest, Variant
 
 DEFAULTS = MappingProxyType(
     {
@@ -68,13 +68,3 @@ def buffers_of(manifest: Manifest, variant: Variant) -> set[int]:
             if step.indirect is not None:
                 used.add(step.indirect.buffer)
     return used
-
-
-def shaders_of(variant: Variant) -> set[int]:
-    """Indices of the shaders that the programs of `variant` run."""
-    return {
-        step.shader
-        for program in variant.programs.values()
-        for step in program.steps
-        if isinstance(step, Dispatch)
-    }

@@ -8,6 +8,7 @@ from typing import Any
 
 from .artifact import open_artifact
 from .device import choose_variant, request_adapter, request_device
+from .native_types import parse_types
 from .resources import create_resources
 from .session import Session
 
@@ -40,6 +41,7 @@ def load(
     artifact = open_artifact(path)
     manifest = artifact.manifest
     owns_device = device is None
+    parse_types()
     gpu = device if device is not None else adapter or request_adapter(power_preference)
     chosen, reason = choose_variant(manifest.variants, gpu, variant)
     if owns_device:

@@ -143,17 +143,6 @@ class Recorder:
                 lib.wgpuCommandBufferRelease(command)
         return int(index)
 
-    def check(self, program: Prepared) -> None:
-        """Run `program` with empty grids and copies: whatever wgpu finds wrong with it is found now.
-
-        It is submitted, though it does nothing: wgpu-native never lets go of a finished command buffer that
-        was not, nor of the device behind it.
-
-        Raises:
-            RuntimeFailure: the encoding is invalid.
-        """
-        self.submit([emptied(program)])
-
     def wait(self, index: int) -> None:
         """Block until the submission `index` is done, and run the callbacks of finished mappings."""
         self._index[0] = index

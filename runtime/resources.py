@@ -10,14 +10,14 @@ import wgpu
 
 from .artifact import Artifact
 from .errors import RuntimeFailure
-from .limits import buffers_of, shaders_of
+from .limits import buffers_of
+from .pipelines import Pipelines, compiling
 from .replay import CopyCall, DispatchCall, Prepared, Recorder, prepare
 from .schema import Copy, Dispatch, Manifest, Program, Variant
-from .shaders import create_pipeline
 from .shards import load_shards
 
-FLUSH_NBYTES = 64 << 20
-"""Uploads in flight: wgpu keeps a staging copy of each until the next submission is done."""
+FLUSH_NBYTES = 32 << 20
+"""Uploads per submission, of which two may be in flight: wgpu keeps a copy of each until then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,27 +45,25 @@ def create_resources(
 ) -> Resources:
     """Buffers with their weights, pipelines, bind groups and prepared programs of `variant`.
 
-    Every program is tried once with nothing to do, so that an error shows here.
+    Pipelines are made by threads while this one reads the weights.
 
     Raises:
         RuntimeFailure: out of memory, a shard or shader that is damaged, a shader that does not compile.
     """
     recorder = Recorder(device)
-    pipelines = _Pipelines(artifact, device, verify)
-    for index in sorted(shaders_of(variant)):
-        pipelines.get(index)
-    buffers = _create_buffers(artifact.manifest, buffers_of(artifact.manifest, variant), device)
-    try:
-        _upload_weights(artifact, buffers, device, recorder, verify, progress)
-        programs = {}
-        groups: dict[Any, Any] = {}
-        for name, program in variant.programs.items():
-            programs[name] = prepare(_calls(program, buffers, pipelines, device, groups))
-            recorder.check(programs[name])
-    except BaseException:
-        for buffer in buffers.values():
-            buffer.destroy()
-        raise
+    with compiling(artifact, variant, device, verify) as pipelines:
+        buffers = _create_buffers(artifact.manifest, buffers_of(artifact.manifest, variant), device)
+        try:
+            _upload_weights(artifact, buffers, device, recorder, verify, progress)
+            groups: dict[Any, Any] = {}
+            programs = {
+                name: prepare(_calls(program, buffers, pipelines, device, groups))
+                for name, program in variant.programs.items()
+            }
+        except BaseException:
+            for buffer in buffers.values():
+                buffer.destroy()
+            raise
     return Resources(device, recorder, buffers, programs)
 
 
@@ -98,54 +96,24 @@ def _upload_weights(
     verify: bool,
     progress: Callable[[int], None] | None,
 ) -> None:
-    waiting = 0
+    waiting, last = 0, None
 
-    def upload(buffer: int, offset: int, data: bytearray) -> None:
-        nonlocal waiting
+    def upload(buffer: int, offset: int, data: memoryview) -> None:
+        nonlocal waiting, last
         device.queue.write_buffer(buffers[buffer], offset, data)
         waiting += len(data)
         if waiting >= FLUSH_NBYTES:
-            recorder.wait(recorder.submit([]))
-            waiting = 0
+            submission = recorder.submit([])
+            if last is not None:
+                recorder.wait(last)
+            waiting, last = 0, submission
 
     load_shards(artifact, set(buffers), upload, verify=verify, progress=progress)
-    recorder.wait(recorder.submit([]))
-
-
-class _Pipelines:
-    """Pipelines by shader, and bind group layouts by access."""
-
-    def __init__(self, artifact: Artifact, device: Any, verify: bool) -> None:
-        self._artifact = artifact
-        self._device = device
-        self._verify = verify
-        self._layouts: dict[tuple[str, ...], tuple[Any, Any]] = {}
-        self._pipelines: dict[int, Any] = {}
-
-    def layout(self, index: int) -> tuple[Any, Any]:
-        """(bind group layout, pipeline layout) of a shader."""
-        access = tuple(self._artifact.manifest.shaders[index].access)
-        if access not in self._layouts:
-            kinds = {"read": "read-only-storage", "read_write": "storage"}
-            entries = [
-                {"binding": i, "visibility": wgpu.ShaderStage.COMPUTE, "buffer": {"type": kinds[how]}}
-                for i, how in enumerate(access)
-            ]
-            group = self._device.create_bind_group_layout(entries=entries)
-            whole = self._device.create_pipeline_layout(bind_group_layouts=[group])
-            self._layouts[access] = group, whole
-        return self._layouts[access]
-
-    def get(self, index: int) -> Any:
-        if index not in self._pipelines:
-            source = self._artifact.shader_source(index, verify=self._verify)
-            name = self._artifact.manifest.shaders[index].file
-            self._pipelines[index] = create_pipeline(self._device, name, source, self.layout(index)[1])
-        return self._pipelines[index]
+    recorder.submit([])
 
 
 def _calls(
-    program: Program, buffers: dict[int, Any], pipelines: _Pipelines, device: Any, groups: dict[Any, Any]
+    program: Program, buffers: dict[int, Any], pipelines: Pipelines, device: Any, groups: dict[Any, Any]
 ) -> list[DispatchCall | CopyCall]:
     calls: list[DispatchCall | CopyCall] = []
     for step in program.steps:
@@ -163,9 +131,9 @@ def _calls(
 
 
 def _bind_group(
-    step: Dispatch, buffers: dict[int, Any], pipelines: _Pipelines, device: Any, groups: dict[Any, Any]
+    step: Dispatch, buffers: dict[int, Any], pipelines: Pipelines, device: Any, groups: dict[Any, Any]
 ) -> Any:
-    layout, _ = pipelines.layout(step.shader)
+    layout = pipelines.layout(step.shader)
     key = (layout, *((bound.buffer, bound.offset, bound.nbytes) for bound in step.bindings))
     if key not in groups:
         entries = [

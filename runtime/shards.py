@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from math import prod
+from threading import Lock
 from typing import IO, Any
 
 from .artifact import RECOMPILE, Artifact, inside, strict_json
@@ -23,18 +24,21 @@ PADDING = ".padding."
 """Prefix of the header entries that fill the gaps between aligned tensors: u8, fewer than 256, zero."""
 
 SAFETENSORS = {"F32": "f32", "F16": "f16", "I32": "i32", "U32": "u32", "U8": "u8", "I8": "i8"}
-READ_AHEAD = 4
+READ_AHEAD = 8
+"""Blocks read and hashed at once."""
 
 
 def load_shards(
     artifact: Artifact,
     wanted: set[int],
-    upload: Callable[[int, int, bytearray], None],
+    upload: Callable[[int, int, memoryview], None],
     *,
     verify: bool = True,
     progress: Callable[[int], None] | None = None,
 ) -> None:
     """Check the shards whose buffers are in `wanted` and hand their data to `upload(buffer, offset, bytes)`.
+
+    The bytes are good for that call only.
 
     Args:
         verify: compare the hash of every block; the headers are checked in any case.
@@ -60,26 +64,26 @@ def load_shards(
             for start, data in _blocks(name, shard, file, verify):
                 first = max(start, shard.data_offset)
                 if first < start + len(data):
-                    upload(
-                        shard.buffer,
-                        first - shard.data_offset,
-                        data[first - start :] if first > start else data,
-                    )
+                    upload(shard.buffer, first - shard.data_offset, data[first - start :])
                 if progress is not None:
                     progress(len(data))
 
 
-def _blocks(name: str, shard: Shard, file: IO[bytes], verify: bool) -> Iterator[tuple[int, bytearray]]:
-    """(offset, bytes) of each block, in order, read and hashed a few ahead on another thread."""
+def _blocks(name: str, shard: Shard, file: IO[bytes], verify: bool) -> Iterator[tuple[int, memoryview]]:
+    """(offset, bytes) of each block, in order, read and hashed a few ahead on other threads.
 
-    def fetch(number: int) -> bytearray:
+    The bytes hold until the next block is asked for: their memory is used again, since fresh pages cost as
+    much as the hash.
+    """
+    reading = Lock()
+
+    def fetch(number: int, room: bytearray) -> memoryview:
         size = min(shard.block_nbytes, shard.nbytes - number * shard.block_nbytes)
-        data = bytearray(size)
-        if file.readinto(data) != size:  # type: ignore[attr-defined]
-            raise RuntimeFailure(name, "shrank while it was read", RECOMPILE)
-        return data
-
-    def check(number: int, data: bytearray) -> bytearray:
+        data = memoryview(room)[:size]
+        with reading:
+            file.seek(number * shard.block_nbytes)
+            if file.readinto(data) != size:  # type: ignore[attr-defined]
+                raise RuntimeFailure(name, "shrank while it was read", RECOMPILE)
         if verify and hashlib.sha256(data).hexdigest() != shard.blocks[number]:
             raise RuntimeFailure(
                 name,
@@ -88,16 +92,15 @@ def _blocks(name: str, shard: Shard, file: IO[bytes], verify: bool) -> Iterator[
             )
         return data
 
-    with ThreadPoolExecutor(READ_AHEAD) as pool:
-        ahead: list[Future[bytearray]] = []
-        for number in range(len(shard.blocks)):
-            ahead.append(pool.submit(check, number, fetch(number)))
-            if len(ahead) == READ_AHEAD:
-                done = number - READ_AHEAD + 1
-                yield done * shard.block_nbytes, ahead.pop(0).result()
-        done = len(shard.blocks) - len(ahead)
-        for number, future in enumerate(ahead, start=done):
-            yield number * shard.block_nbytes, future.result()
+    n_blocks = len(shard.blocks)
+    rooms = [bytearray(min(shard.block_nbytes, shard.nbytes)) for _ in range(min(READ_AHEAD, n_blocks))]
+    with ThreadPoolExecutor(READ_AHEAD, thread_name_prefix="weights") as pool:
+        ahead = [pool.submit(fetch, number, room) for number, room in enumerate(rooms)]
+        for number in range(n_blocks):
+            slot = number % len(rooms)
+            yield number * shard.block_nbytes, ahead[slot].result()
+            if number + len(rooms) < n_blocks:
+                ahead[slot] = pool.submit(fetch, number + len(rooms), rooms[slot])
 
 
 def _read_header(name: str, shard: Shard, file: IO[bytes]) -> dict[str, Any]:

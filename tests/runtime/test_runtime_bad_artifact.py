@@ -400,8 +400,8 @@ def test_a_graph_whose_program_has_other_ports(graph, tmp_path):
 
 
 def test_a_binding_smaller_than_the_shader_needs_fails_at_load(folder):
-    """wgpu finds it when the program is encoded; load encodes every program once, and submits none."""
     edit_manifest(folder, lambda m: step(m, "begin")["bindings"].__setitem__(0, [1, 0, 4]))
     error = failure(folder)
-    assert error.subject == "the GPU"
+    assert error.subject == "shaders/begin_1.wgsl"
+    assert "`min_binding_size`, which is 4" in error.problem
     assert error.detail
