@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from .shapes import GENERIC, Shapes
+
 SPEC_LIMITS = MappingProxyType(
     {
         "max-storage-buffers-per-shader-stage": 8,
@@ -22,16 +24,26 @@ SPEC_LIMITS = MappingProxyType(
 
 
 @dataclass(frozen=True, slots=True)
+class Adapter:
+    """The GPU that a variant is for, as WebGPU's adapter info names it; an empty field is anything."""
+
+    vendor: str
+    device: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Target:
     """One variant. Kernels stay within `SPEC_LIMITS` in all of them; only features differ.
 
     `f16`: `enable f16;` may be used. `subgroups`: subgroup operations may be used, of any subgroup size
-    from 4 to 128.
+    from 4 to 128. `adapter`: made for that one; others run another variant.
     """
 
     name: str
     f16: bool = False
     subgroups: bool = False
+    shapes: Shapes = GENERIC
+    adapter: Adapter | None = None
     features: tuple[str, ...] = field(init=False, default=())
 
     def __post_init__(self) -> None:

@@ -14,9 +14,9 @@ from math import sqrt
 
 from ..program import Access, Binding, Constant, DType, Grid, IndirectGrid, Kernel, Role, Tensor
 from ..sequence import SEQUENCE
+from ..shapes import GENERIC
 from .quantize import quantized_scales
 
-SPLIT = 64  # cache positions per workgroup of decode attention
 THREADS = 128
 SEGMENTS = 16  # threads that share a head's softmax in decode attention
 GROUP_LIMIT = THREADS // SEGMENTS  # query heads that one workgroup of decode attention can serve
@@ -39,6 +39,8 @@ class Attention:
     Rotary embedding as in `linear.RopeAppend`: `rotary_dim` 0 is none; one table [2 · table_rows,
     rotary_dim / 2], the cosines, then the sines; for LongRoPE each is [short; long] with `long_row` short
     rows, and the long ones are read when `sequence.call_length` > `long_threshold`.
+
+    `split` cache positions are one workgroup's of decode attention, a power of two up to `THREADS`.
     """
 
     heads: int
@@ -57,6 +59,7 @@ class Attention:
     interleaved: bool = False
     long_threshold: int = 0
     long_row: int = 0
+    split: int = GENERIC.split
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
@@ -86,8 +89,8 @@ class Attention:
     @property
     def n_splits(self) -> int:
         """Splits of the cache that can be visible at once: under a window, few of a long cache."""
-        splits = -(-self.capacity // SPLIT)
-        return splits if self.window < 0 else min(splits, (self.window + SPLIT - 2) // SPLIT + 1)
+        splits = -(-self.capacity // self.split)
+        return splits if self.window < 0 else min(splits, (self.window + self.split - 2) // self.split + 1)
 
     @property
     def decode_grid(self) -> Grid:
@@ -166,7 +169,7 @@ def rope_append(
                 constants=_constants(
                     _rope_constants(attention),
                     window=max(attention.window, 0),
-                    split=SPLIT,
+                    split=attention.split,
                     grid_x=attention.decode_grid[0],
                     rows=rows,
                 ),
@@ -226,20 +229,23 @@ def decode_attention(
         constants=_constants(
             _softmax_constants(attention),
             served=attention.served,
-            split=SPLIT,
+            split=attention.split,
             n_splits=attention.n_splits,
             segments=SEGMENTS,
-            parts=THREADS // SPLIT,
+            parts=THREADS // attention.split,
             slices=slices,
-            key_loads=-(-attention.fours // (THREADS // SPLIT)),
-            value_loads=-(-SPLIT // slices),
+            key_loads=-(-attention.fours // (THREADS // attention.split)),
+            value_loads=-(-attention.split // slices),
             batch=batch,
         ),
         nodes=nodes,
         workgroup_nbytes=16 * attention.served * attention.fours
         + 4 * attention.served * (THREADS + 2 * SEGMENTS)
         + 16 * batch * slices * attention.fours,
-        work=2 * attention.heads * min(attention.capacity, attention.n_splits * SPLIT) * attention.head_size,
+        work=2
+        * attention.heads
+        * min(attention.capacity, attention.n_splits * attention.split)
+        * attention.head_size,
         worst_grid=attention.decode_grid if grid else None,
     )
     if single:
@@ -252,7 +258,7 @@ def decode_attention(
         bindings=(Binding("sequence", SEQUENCE), *partials, *sink, *target),
         constants=_constants(
             _softmax_constants(attention),
-            split=SPLIT,
+            split=attention.split,
             n_splits=attention.n_splits,
             lanes=REDUCE_FOURS,
             slices=THREADS // REDUCE_FOURS,

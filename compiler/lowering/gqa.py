@@ -62,7 +62,9 @@ def qkv_attention(op: Op) -> list[Kernel]:
         return [*kernels, *layer.project_and_append(op, linear, x), *layer.attend(op)]
     qkv = op.scratch("qkv", DType.F32, (rows, linear.n))
     if rows == 1:
-        kernels += gemv(linear, x, qkv.name, nodes=op.nodes, x_epsilon=op.builder.deferred_norms.get(x))
+        epsilon = op.builder.deferred_norms.get(x)
+        shapes = op.builder.target.shapes
+        kernels += gemv(linear, x, qkv.name, nodes=op.nodes, shapes=shapes, x_epsilon=epsilon)
     else:
         kernels += gemm(linear, x, qkv.name, rows, nodes=op.nodes, few_rows=op.builder.few_rows)
     return [*kernels, *layer.append(op, qkv.name), *layer.attend(op)]
@@ -118,6 +120,7 @@ class Layer:
             heads=op.attr("num_heads"),
             kv_heads=op.attr("kv_num_heads"),
             head_size=head_size,
+            split=builder.target.shapes.split,
             capacity=decoder.capacity,
             cache_dtype=caches[0].dtype,
             scale=float(op.attr("scale", 0.0)),
@@ -174,7 +177,8 @@ class Layer:
         shared = {name: value for name, value in asdict(self.attention).items() if name in names}
         epilogue = RopeAppend(k_cache=self.k_cache, v_cache=self.v_cache, rope=self.rope, **shared)
         epsilon = op.builder.deferred_norms.get(x)
-        return gemv(linear, x, self.q, nodes=op.nodes, epilogue=epilogue, x_epsilon=epsilon)
+        shapes = op.builder.target.shapes
+        return gemv(linear, x, self.q, nodes=op.nodes, epilogue=epilogue, shapes=shapes, x_epsilon=epsilon)
 
     def attend(self, op: Op) -> tuple[Kernel, ...]:
         """Kernels from the rotated q and the cache to the output."""

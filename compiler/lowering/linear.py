@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from ..program import Binding, Constant, Kernel
 from ..sequence import SEQUENCE
+from ..shapes import GENERIC, GemvLayout, Shapes
 from .builder import fold_grid
 from .linear_epilogue import (
     Argmax,
@@ -64,13 +65,15 @@ def gemv(
     nodes: tuple[str, ...],
     epilogue: Epilogue | None = None,
     shape: GemvShape | None = None,
+    shapes: Shapes = GENERIC,
     sequence: str | None = SEQUENCE,
     x_epsilon: float | None = None,
     name: str = "",
 ) -> list[Kernel]:
     """y [1, n] f32 from one row of x: f32 [1, k], or with int8 activations as `quantize` writes it.
 
-    With `sequence` the kernel does nothing once `sequence.stop` is set. `x_epsilon`: x is what `Residual`
+    `shape` is chosen from `shapes` unless it is given. With `sequence` the kernel does nothing once
+    `sequence.stop` is set. `x_epsilon`: x is what `Residual`
     wrote, and lacks the factor of an RMSNorm with this epsilon. Raises ValueError where a kernel would
     need more than eight storage buffers, or an epilogue does not fit the `Linear`.
     """
@@ -79,7 +82,7 @@ def gemv(
     if isinstance(epilogue, RopeAppend) and sequence is None:
         raise ValueError("appending to a KV cache needs the sequence words: they hold the position")
     int8 = linear.activation == "int8"
-    shape = shape or gemv_shape(linear, epilogue)
+    shape = shape or gemv_shape(linear, epilogue, shapes)
     kernels = []
     partials_begin = 0
     for segment in linear.segments:
@@ -217,27 +220,36 @@ def _gemv_rows(
     return kernels
 
 
-def n_partials(linear: Linear, shape: GemvShape | None = None) -> int:
+def n_partials(linear: Linear, shape: GemvShape | None = None, shapes: Shapes = GENERIC) -> int:
     """How many (value, index) pairs the kernels of `gemv` with `Argmax` write, over all segments."""
-    shape = shape or gemv_shape(linear, Argmax("", ""))
+    shape = shape or gemv_shape(linear, Argmax("", ""), shapes)
     return sum(_gemv_groups(linear, segment, shape) for segment in linear.segments)
 
 
-def gemv_shape(linear: Linear, epilogue: Epilogue) -> GemvShape:
-    """Rows for many loads in flight; outputs in whole int8 blocks; by sweeps on an H200 with cold weights.
-
-    See docs/performance.md for the numbers.
-    """
+def gemv_shape(linear: Linear, epilogue: Epilogue, shapes: Shapes) -> GemvShape:
+    """Rows for many loads in flight; outputs in whole int8 blocks where they are blocks."""
     if isinstance(epilogue, Residual):
-        return GemvShape(256, 64, linear.chunk // 4, _unroll(linear, 64))
+        return _blocks(shapes.residual, linear.chunk, _unroll(linear, shapes.residual.lanes))
+    if isinstance(epilogue, Gated) and epilogue.y_int8:
+        # A workgroup writes one block of outputs, as many as their readers take together.
+        return _blocks(shapes.gated, 2 * linear.chunk, 1)
     if isinstance(epilogue, Gated):
-        # With int8 outputs a workgroup writes one block of them, as many as their readers take together.
-        return GemvShape(256, 32, linear.chunk // 4 if epilogue.y_int8 else 8)
+        return GemvShape(shapes.gated.threads, shapes.gated.lanes, shapes.gated.rows)
     if isinstance(epilogue, Argmax):
         # A head's partial maxima are read by one workgroup: some thousand are few enough.
-        return GemvShape(256, 16, 4, 2)
-    lanes = next((n for n in (32, 64) if n >= linear.n_chunks), 128)
-    return GemvShape(max(lanes, 64), lanes, 8 if linear.matrix_rows >= 2048 else 4, _unroll(linear, lanes))
+        head = shapes.head
+        return GemvShape(head.threads, head.lanes, head.rows, 2)
+    project = shapes.project
+    lanes = min(next((n for n in (32, 64) if n >= linear.n_chunks), 128), project.lanes)
+    rows = project.rows if linear.matrix_rows >= 2048 else max(4, project.rows // 2)  # fours rotate together
+    return GemvShape(max(lanes, project.threads), lanes, rows, _unroll(linear, lanes))
+
+
+def _blocks(layout: GemvLayout, tile_rows: int, unroll: int) -> GemvShape:
+    """As `layout` has it, with the rows per thread that make `tile_rows` rows of W per workgroup."""
+    threads = min(layout.threads, tile_rows * layout.lanes // 2)  # a thread has two rows or more
+    rows = min(tile_rows * layout.lanes // threads, layout.lanes)
+    return GemvShape(tile_rows * layout.lanes // rows, layout.lanes, rows, unroll)
 
 
 def _unroll(linear: Linear, lanes: int, most: int = 8) -> int:

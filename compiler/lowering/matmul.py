@@ -85,14 +85,23 @@ def project(op: Op, linear: Linear) -> list[Kernel]:
     else:
         y = op.write().name
         if decoder is not None and y == decoder.logits and not linear.gated:
-            n = n_partials(linear)
+            n = n_partials(linear, shapes=op.builder.target.shapes)
             op.builder.tensor(ARGMAX_VALUES, DType.F32, (n,), Role.ACTIVATION)
             op.builder.tensor(ARGMAX_INDICES, DType.U32, (n,), Role.ACTIVATION)
             epilogue = Argmax(ARGMAX_VALUES, ARGMAX_INDICES)
     epsilon = op.builder.deferred_norms.get(x)
     return [
         *kernels,
-        *gemv(linear, x, y, nodes=nodes, epilogue=epilogue, sequence=op.sequence, x_epsilon=epsilon),
+        *gemv(
+            linear,
+            x,
+            y,
+            nodes=nodes,
+            epilogue=epilogue,
+            shapes=op.builder.target.shapes,
+            sequence=op.sequence,
+            x_epsilon=epsilon,
+        ),
     ]
 
 

@@ -12,7 +12,6 @@ from gpu import ALL_TARGETS
 from tint import check_all
 from webgpu_compile.compiler.emit.wgsl import render
 from webgpu_compile.compiler.lowering.attention import (
-    SPLIT,
     Attention,
     Lowered,
     decode_attention,
@@ -37,10 +36,12 @@ SHAPES = {
     "group 4, f32 cache": Attention(8, 2, 80, 200, DType.F32),
     "group 7, sinks, window 64": Attention(7, 1, 96, 130, window=64, head_sink=DType.F16),
     "group 14, smooth, window 65": Attention(14, 1, 128, 200, window=65, smooth_softmax=True),
-    "one split, f32 sinks": Attention(2, 1, 256, SPLIT, DType.F32, head_sink=DType.F32),
+    "one split, f32 sinks": Attention(2, 1, 256, 64, DType.F32, head_sink=DType.F32),
     "head size 256, window 63": Attention(4, 1, 256, 200, window=63, scale=0.05),
     "odd head size, window 1": Attention(3, 1, 36, 70, window=1),
     "prime group": Attention(11, 1, 64, 129, DType.F32),
+    "short splits, head size 48": Attention(4, 2, 48, 200, split=32),
+    "long splits, group 7, window 150": Attention(7, 1, 64, 300, window=150, split=128),
 }
 shapes = pytest.mark.parametrize("attention", SHAPES.values(), ids=SHAPES)
 targets = pytest.mark.parametrize("target", DISTINCT, ids=lambda target: target.name)
@@ -141,7 +142,7 @@ def test_indirect_and_fixed_grids_give_the_same_bits(window: int) -> None:
         append = lower_append(attention, 1, grid="grid")
         words = run(append, PORTABLE, {**arrays, "qkv": qkv, "grid": np.full(3, 7, np.uint32)})["grid"]
         first = max(0, total - window) if window > 0 else 0
-        live = (total - 1) // SPLIT - first // SPLIT + 1
+        live = (total - 1) // attention.split - first // attention.split + 1
         assert words.tolist() == [1, live, 1]
         assert live <= attention.n_splits
         kernels = (replace(indirect.kernels[0], grid=tuple(words.tolist())), *indirect.kernels[1:])

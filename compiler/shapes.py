@@ -1,0 +1,106 @@
+"""Which kernel shapes suit which GPU: all that the compiler knows about makes of GPU is in this table.
+
+A shape is a matter of speed alone: kernels give the same answers with any of them, to rounding, and none of
+them assumes a subgroup size. `GENERIC` was found by sweeps on an H200 with cold weights and is what an
+artifact has for everyone. The other rows start from the number of threads that a core runs in lock-step and
+from how many workgroups a GPU needs to be full; they are starting points, not measurements. `webgpu-compile
+--tune` begins with the row of the GPU that it finds and measures around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from types import MappingProxyType
+
+
+@dataclass(frozen=True, slots=True)
+class GemvLayout:
+    """The workgroup of a GEMV, in powers of two: `lanes` of its `threads` walk along K of the same rows.
+
+    `rows` (4 or more) is how many rows of W a thread takes at once. Where a workgroup has to write whole
+    blocks of int8, their number decides it instead.
+    """
+
+    threads: int
+    lanes: int
+    rows: int = 8
+
+    def __str__(self) -> str:
+        return f"{self.threads} threads, {self.lanes} lanes, {self.rows} rows"
+
+
+@dataclass(frozen=True, slots=True)
+class Shapes:
+    """How kernels are laid out on a GPU.
+
+    `project` is for products whose output goes on as it is (QKV above all), `residual` for those that add the
+    residual and normalise, `gated` for gate and up, `head` for the LM head with its arg-max. `project.lanes`
+    is the most; short rows get fewer. `split` is how many cache positions a workgroup of decode attention
+    takes.
+    """
+
+    project: GemvLayout = GemvLayout(64, 128)
+    residual: GemvLayout = GemvLayout(256, 64)
+    gated: GemvLayout = GemvLayout(256, 32)
+    head: GemvLayout = GemvLayout(256, 16, 4)
+    split: int = 64
+
+
+GENERIC = Shapes()
+
+BY_VENDOR = MappingProxyType(
+    {
+        # Cores of 64 lanes (32 since RDNA): wide rows suit both; there are fewer cores than on NVIDIA's.
+        "amd": replace(GENERIC, gated=GemvLayout(256, 64), head=GemvLayout(256, 32, 4)),
+        # SIMD groups of 32; unified memory is slow against arithmetic, so little sharing and many workgroups.
+        "apple": replace(
+            GENERIC, residual=GemvLayout(128, 32), gated=GemvLayout(128, 32), head=GemvLayout(128, 32, 4)
+        ),
+        # 8 to 32 lanes and few threads per core: small workgroups.
+        "intel": replace(
+            GENERIC,
+            project=GemvLayout(64, 32),
+            residual=GemvLayout(128, 32),
+            gated=GemvLayout(128, 16),
+            head=GemvLayout(64, 16, 4),
+        ),
+        "nvidia": GENERIC,
+    }
+)
+"""By the vendor's name in WebGPU's adapter info (runtime/device.py makes it from a PCI vendor ID)."""
+
+
+CHOICES = MappingProxyType(
+    {
+        "project": tuple(
+            GemvLayout(threads, lanes, rows)
+            for threads in (64, 256)
+            for lanes in (32, 64, 128)
+            for rows in (4, 8)
+        ),
+        "residual": tuple(GemvLayout(threads, lanes) for threads in (64, 128, 256) for lanes in (16, 32, 64)),
+        "gated": tuple(GemvLayout(threads, lanes) for threads in (64, 128, 256) for lanes in (16, 32, 64)),
+        "head": tuple(
+            GemvLayout(threads, lanes, rows)
+            for threads in (64, 128, 256)
+            for lanes in (8, 16, 32)
+            for rows in (4, 8)
+        ),
+        "split": (32, 64, 128),
+    }
+)
+"""What `--tune` tries for each field of `Shapes`. They do not depend on each other."""
+
+
+def shapes_for(vendor: str) -> Shapes:
+    """The row of a vendor, or the generic one."""
+    return BY_VENDOR.get(vendor, GENERIC)
+
+
+def neighbours(shapes: Shapes) -> Iterator[tuple[str, Shapes]]:
+    """(field, shapes) for every other value of every field, in the order of the table."""
+    for field in fields(Shapes):
+        for value in CHOICES[field.name]:
+            if value != getattr(shapes, field.name):
+                yield field.name, replace(shapes, **{field.name: value})  # type: ignore[arg-type]
