@@ -140,6 +140,11 @@ def _whole_number(text: str) -> int | None:
     metavar="NAME",
     help="Leave out a fusion; repeatable. The answers stay the same.",
 )
+@click.option(
+    "--tune",
+    is_flag=True,
+    help="Measure kernel shapes on this machine's GPU, and add a variant with the best for GPUs like it.",
+)
 @click.option("--check", is_flag=True, help="Say whether the model compiles, and to what. Reads no weights.")
 @click.option(
     "--dump",

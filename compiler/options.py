@@ -30,6 +30,7 @@ class CompileOptions:
         attention_dispatch: `fixed` worst-case grids, or `indirect` ones written by the KV append.
         activations: arithmetic of 4-bit layers; `auto` takes `int8` where the model's accuracy_level is 4.
         disable_pass: fusions to leave out, by name.
+        tune: measure kernel shapes on this machine's GPU, and add a variant with the best.
         check: do everything but read weights; the external data file may be missing.
         dump: folder that receives every stage.
         stop_after: last stage to run, by name.
@@ -45,6 +46,7 @@ class CompileOptions:
     attention_dispatch: str = "fixed"
     activations: str = "auto"
     disable_pass: tuple[str, ...] = ()
+    tune: bool = False
     check: bool = False
     dump: Path | None = None
     stop_after: str | None = None

@@ -20,13 +20,16 @@ from .emit.shaders import ShaderSet, render_shaders
 from .emit.shards import write_shard
 from .emit.web import write_web_files
 from .errors import CompileError
-from .lowering import lower_model, record_of
+from .lowering import decoder_shape, lower_model, record_of, variants_of
+from .measuring import MeasuringProcess
 from .options import CompileOptions
 from .passes.front import DeviceModel, front
 from .plan import Plan, plan
 from .program import Program, Weight
 from .progress import Observer, SilentObserver
 from .schedule import schedule
+from .target import Target
+from .tuning import Tuning, tune
 from .verify_plan import verify
 from .weights import pack
 
@@ -42,13 +45,14 @@ class Result:
     plan: Plan | None = None
     shaders: ShaderSet | None = None
     files: dict[str, int] | None = None  # bytes of every file written
+    tuning: Tuning | None = None
 
 
 def compile(model: str | Path, out: str | Path | None = None, **options: Any) -> Result:
     """Compile an ONNX model (a file or a model folder) into the artifact folder `out`.
 
     Options are those of the command line: max_length, dims={"name": size}, batch, prefill_chunks,
-    variants, activations, sequence_length, attention_dispatch, disable_pass, check, dump, stop_after.
+    variants, activations, sequence_length, attention_dispatch, disable_pass, tune, check, dump, stop_after.
     With check or stop_after nothing is written and `out` may be left out.
 
     Raises:
@@ -72,8 +76,15 @@ def run_pipeline(model: Path, out: Path | None, options: CompileOptions, observe
     if stop in ("import", "placement", "graph"):
         return result
 
+    targets = {target.name: target for target in variants_of(options)}
+    if options.tune:
+        observer.stage("looking at the GPU")
+        tuning = _tune(device, options, tuple(targets.values()), observer)
+        result = replace(result, tuning=tuning)
+        targets = {tuning.target.name: tuning.target, **targets}
+
     observer.stage("lowering to kernels")
-    programs = lower_model(device, options)
+    programs = lower_model(device, options, targets.values())
     _dump(options, "lower", programs)
     result = replace(result, programs=programs)
     if stop == "lower":
@@ -89,12 +100,25 @@ def run_pipeline(model: Path, out: Path | None, options: CompileOptions, observe
         return result
 
     observer.stage("emitting WGSL")
-    shaders = render_shaders(planned.variants)
+    shaders = render_shaders(planned.variants, targets)
     result = replace(result, shaders=shaders)
     if out is None:
         return result
     files = _emit(device, planned, shaders, out, observer, options)
     return replace(result, files=files)
+
+
+def _tune(
+    device: DeviceModel, options: CompileOptions, targets: tuple[Target, ...], observer: Observer
+) -> Tuning:
+    """Kernel shapes for this machine's GPU, by what a token takes (or a run, of a model without state)."""
+    capacity = decoder_shape(device, options).capacity if device.interface.is_decoder else 1
+
+    def lower(target: Target) -> tuple[Program, ...]:
+        return lower_model(device, options, [target], only="decode")[target.name]
+
+    with MeasuringProcess() as measurer:
+        return tune(measurer, lower, targets, capacity, observer.trials)
 
 
 def _emit(

@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.progress import (
     BarColumn,
     DownloadColumn,
+    MofNCompleteColumn,
     Progress,
     TaskID,
     TextColumn,
@@ -21,7 +22,7 @@ from rich.text import Text
 
 
 class Observer(Protocol):
-    """What the pipeline tells: stages that begin, and bytes of weights written."""
+    """What the pipeline tells: stages that begin, bytes of weights written, shapes tried by `--tune`."""
 
     def __enter__(self) -> Self: ...
     def __exit__(
@@ -30,6 +31,7 @@ class Observer(Protocol):
     def stage(self, name: str) -> None: ...
     def weights(self, total_nbytes: int) -> None: ...
     def advance(self, nbytes: int) -> None: ...
+    def trials(self, done: int, total: int) -> None: ...
 
 
 class SilentObserver:
@@ -52,6 +54,9 @@ class SilentObserver:
     def advance(self, nbytes: int) -> None:
         return None
 
+    def trials(self, done: int, total: int) -> None:
+        return None
+
 
 class TerminalObserver(SilentObserver):
     """A spinner with the stage at work, then a bar of the weights; gone when it is over."""
@@ -67,6 +72,13 @@ class TerminalObserver(SilentObserver):
             console=console,
         )
         self._task: TaskID | None = None
+        self._tuning = Progress(
+            TextColumn("  tuning"),
+            BarColumn(bar_width=32),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+        )
 
     def __enter__(self) -> Self:
         self._live.start()
@@ -88,6 +100,12 @@ class TerminalObserver(SilentObserver):
         if self._task is not None:  # headers and padding come on top of the weights: stop at full
             task = self._bar.tasks[0]
             self._bar.update(self._task, completed=min(task.completed + nbytes, task.total or 0))
+
+    def trials(self, done: int, total: int) -> None:
+        if not self._tuning.tasks:
+            self._tuning.add_task("tuning", total=total)
+            self._live.update(self._tuning, refresh=True)
+        self._tuning.update(self._tuning.tasks[0].id, completed=done)
 
 
 def observer_for(stream: TextIO, quiet: bool) -> Observer:

@@ -18,16 +18,17 @@ from types import MappingProxyType
 class GemvLayout:
     """The workgroup of a GEMV, in powers of two: `lanes` of its `threads` walk along K of the same rows.
 
-    `rows` (4 or more) is how many rows of W a thread takes at once. Where a workgroup has to write whole
-    blocks of int8, their number decides it instead.
+    `rows` (4 or more) is how many rows of W a thread takes at once. Where a workgroup writes whole blocks of
+    int8, as after a gated product and a residual, their number decides it instead.
     """
 
     threads: int
     lanes: int
-    rows: int = 8
+    rows: int = 0
 
     def __str__(self) -> str:
-        return f"{self.threads} threads, {self.lanes} lanes, {self.rows} rows"
+        rows = f", {self.rows} rows" if self.rows else ""
+        return f"{self.threads} threads, {self.lanes} lanes{rows}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class Shapes:
     takes.
     """
 
-    project: GemvLayout = GemvLayout(64, 128)
+    project: GemvLayout = GemvLayout(64, 128, 8)
     residual: GemvLayout = GemvLayout(256, 64)
     gated: GemvLayout = GemvLayout(256, 32)
     head: GemvLayout = GemvLayout(256, 16, 4)
@@ -52,7 +53,7 @@ GENERIC = Shapes()
 BY_VENDOR = MappingProxyType(
     {
         # Cores of 64 lanes (32 since RDNA): wide rows suit both; there are fewer cores than on NVIDIA's.
-        "amd": replace(GENERIC, gated=GemvLayout(256, 64), head=GemvLayout(256, 32, 4)),
+        "amd": replace(GENERIC, residual=GemvLayout(128, 64), head=GemvLayout(256, 32, 4)),
         # SIMD groups of 32; unified memory is slow against arithmetic, so little sharing and many workgroups.
         "apple": replace(
             GENERIC, residual=GemvLayout(128, 32), gated=GemvLayout(128, 32), head=GemvLayout(128, 32, 4)
@@ -60,7 +61,7 @@ BY_VENDOR = MappingProxyType(
         # 8 to 32 lanes and few threads per core: small workgroups.
         "intel": replace(
             GENERIC,
-            project=GemvLayout(64, 32),
+            project=GemvLayout(64, 32, 8),
             residual=GemvLayout(128, 32),
             gated=GemvLayout(128, 16),
             head=GemvLayout(64, 16, 4),
@@ -80,7 +81,7 @@ CHOICES = MappingProxyType(
             for rows in (4, 8)
         ),
         "residual": tuple(GemvLayout(threads, lanes) for threads in (64, 128, 256) for lanes in (16, 32, 64)),
-        "gated": tuple(GemvLayout(threads, lanes) for threads in (64, 128, 256) for lanes in (16, 32, 64)),
+        "gated": tuple(GemvLayout(threads, lanes) for threads in (64, 128, 256) for lanes in (8, 16, 32)),
         "head": tuple(
             GemvLayout(threads, lanes, rows)
             for threads in (64, 128, 256)

@@ -21,6 +21,7 @@ from rich.text import Text
 from .emit.model import sequence_json, state_nbytes
 from .pipeline import Result
 from .plan import BufferKind, Plan
+from .tuning import Tuning
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +56,21 @@ def rows(result: Result) -> list[Row]:
         ),
         Row("host nodes", _change(counts.host_nodes_before, counts.host_nodes_after), "that run on the CPU"),
     ]
+    if result.tuning is not None:
+        found += _tuning_rows(result.tuning)
     if result.plan is not None:
         found += _program_rows(result, result.plan) + _memory_rows(result, result.plan)
+    return found
+
+
+def _tuning_rows(tuning: Tuning) -> list[Row]:
+    """What was tried, and the sum over the kernels of a token, each timed by itself with cold weights."""
+    change = f"{1e6 * tuning.before:.1f} → {1e6 * tuning.after:.1f} µs"
+    found = [Row(tuning.target.name, change, f"measured on {tuning.adapter.device}")]
+    for trial in tuning.trials:
+        value = "cannot run" if trial.seconds is None else f"{1e6 * trial.seconds:.1f} µs"
+        note = f"{trial.value} positions" if trial.field == "split" else str(trial.value)
+        found.append(Row(trial.field, value, f"{note}{', chosen' if trial.chosen else ''}", part=True))
     return found
 
 

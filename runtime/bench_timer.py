@@ -44,9 +44,9 @@ class GpuTimer:
         stamps = np.frombuffer(data, np.uint64).reshape(-1, 2).astype(np.int64)  # WebGPU counts nanoseconds
         return [max(int(end - begin), 1) / 1e9 for begin, end in stamps]
 
-    def warm_up(self, calls: Sequence[Call]) -> None:
+    def warm_up(self, calls: Sequence[Call], seconds: float = WARM_UP_SECONDS) -> None:
         """Keep the GPU busy for a while: an idle one lowers its clocks, and small kernels then look slow."""
-        end = time.perf_counter() + WARM_UP_SECONDS
+        end = time.perf_counter() + seconds
         while time.perf_counter() < end:
             encoder = self._device.create_command_encoder()
             _encode(encoder.begin_compute_pass(), list(calls) * 8)

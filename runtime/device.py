@@ -13,6 +13,19 @@ from .limits import NATIVE_FEATURES, granted, missing_features, missing_limits
 from .native_types import parse_types
 from .schema import Variant
 
+VENDORS = {
+    0x1002: "amd",
+    0x106B: "apple",
+    0x10DE: "nvidia",
+    0x13B5: "arm",
+    0x1414: "microsoft",
+    0x1AE0: "google",
+    0x5143: "qualcomm",
+    0x8086: "intel",
+    0x10005: "mesa",
+}
+"""WebGPU's names by PCI vendor ID. wgpu-native has the ID, and where browsers have the vendor the driver."""
+
 NO_ADAPTER_HINT = (
     "install the GPU's Vulkan driver, or a software one (Debian and Ubuntu: "
     "apt-get install mesa-vulkan-drivers libvulkan1), and look with `vulkaninfo --summary`"
@@ -61,7 +74,7 @@ def choose_variant(variants: list[Variant], gpu: Any, forced: str | None = None)
         variants = [variant for variant in variants if variant.name == forced]
     refused: list[str] = []
     for variant in variants:
-        lacks = lacking(variant, gpu)
+        lacks = lacking(variant, gpu, forced is not None)
         if not lacks:
             return variant, _reason(variant, refused, forced is not None)
         refused.append(f"{variant.name} needs {lacks}")
@@ -71,9 +84,24 @@ def choose_variant(variants: list[Variant], gpu: Any, forced: str | None = None)
     raise RuntimeFailure(f"adapter {describe(gpu)}", f"cannot run it: {'; '.join(refused)}", hint)
 
 
-def lacking(variant: Variant, gpu: Any) -> str:
-    """What `variant` needs and `gpu` does not have, as text; empty if it can run."""
-    return ", ".join([*missing_features(variant, gpu.features), *missing_limits(variant, gpu.limits)])
+def lacking(variant: Variant, gpu: Any, forced: bool = False) -> str:
+    """What `variant` needs and `gpu` does not have, as text; empty if it can run.
+
+    A variant that was tuned for one adapter runs on others too, if the user insists.
+    """
+    wrong = [] if forced else _wrong_adapter(variant, gpu)
+    return ", ".join([*wrong, *missing_features(variant, gpu.features), *missing_limits(variant, gpu.limits)])
+
+
+def _wrong_adapter(variant: Variant, gpu: Any) -> list[str]:
+    """The adapter that `variant` is for, unless it is this one."""
+    wanted = variant.adapter
+    if wanted is None:
+        return []
+    vendor, device = names_of(gpu)
+    if wanted.vendor == vendor and wanted.device in ("", device):
+        return []
+    return [f"the adapter {wanted.device or wanted.vendor}"]
 
 
 def _reason(variant: Variant, refused: list[str], forced: bool) -> str:
@@ -106,7 +134,19 @@ def request_device(adapter: Any, variant: Variant) -> Any:
         ) from None
 
 
+def names_of(gpu: Any) -> tuple[str, str]:
+    """(vendor, device) of an adapter, or of a device's: the vendor as browsers name it."""
+    info = _info(gpu)
+    name = str(info["device"])
+    vendor = VENDORS.get(info["vendor_id"]) or ("apple" if name.startswith("Apple") else "unknown")
+    return vendor, name
+
+
+def _info(gpu: Any) -> Any:
+    return gpu.info if hasattr(gpu, "info") else gpu.adapter_info
+
+
 def describe(gpu: Any) -> str:
     """The name of an adapter, or of a device's."""
-    info = gpu.info if hasattr(gpu, "info") else gpu.adapter_info
+    info = _info(gpu)
     return f"{info['device']} ({info['backend_type']})"

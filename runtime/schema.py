@@ -209,11 +209,21 @@ class Program(_Record, frozen=True):
     lifetimes: list[Lifetime] = []
 
 
+class Adapter(_Record, frozen=True):
+    """The GPU that a variant was tuned for: the vendor as WebGPU names it, and the device where it is known.
+
+    A browser names no device: there the vendor decides.
+    """
+
+    vendor: Name
+    device: str = ""
+
+
 class Variant(_Record, frozen=True):
     """One shader set over the shared weights: which WebGPU features and limits it needs, and its programs.
 
     `limits` has WebGPU's names with dashes (max-buffer-size for maxBufferSize); a limit that it does not name
-    is the specification's default.
+    is the specification's default. One with an `adapter` is left out on others.
 
     A decoder has `decode` (rows 1) and one or more `prefill_N` (rows N), which give `logits` [1, 1, vocab];
     with `all_logits` also `logits_N`, which give [1, N, vocab]. A graph has `run`.
@@ -223,6 +233,7 @@ class Variant(_Record, frozen=True):
     features: list[Literal["shader-f16", "subgroups"]]
     limits: dict[Name, Count]
     programs: dict[Name, Program]
+    adapter: Adapter | None = None
 
 
 class Manifest(_Record, frozen=True):

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..plan import Plan, ProgramPlan
 from ..program import Access, IndirectGrid, Kernel, Role, Tensor
-from ..target import SPEC_LIMITS, TARGETS
+from ..target import SPEC_LIMITS, Target
 from .names import bounded_names, weight_name
 from .shaders import ShaderSet
 from .shards import BLOCK_NBYTES, Shard
@@ -87,7 +87,8 @@ def manifest(
     document["variants"] = [
         {
             "name": variant,
-            "features": list(TARGETS[variant].features),
+            "features": list(shaders.targets[variant].features),
+            **_adapter(shaders.targets[variant]),
             "limits": limits(plan, programs),
             "programs": {p.program.name: _program(p, variant, shaders, ports) for p in programs},
         }
@@ -96,6 +97,13 @@ def manifest(
     if files:
         document["files"] = dict(sorted(files.items()))
     return dict(bounded_names(document))
+
+
+def _adapter(target: Target) -> Json:
+    if target.adapter is None:
+        return {}
+    device = {"device": target.adapter.device} if target.adapter.device else {}
+    return {"adapter": {"vendor": target.adapter.vendor, **device}}
 
 
 def limits(plan: Plan, programs: Sequence[ProgramPlan]) -> dict[str, int]:

@@ -10,7 +10,7 @@ from ..options import CompileOptions
 from ..passes import front
 from ..passes.front import Counts, DeviceModel
 from ..plan import Plan, ProgramPlan
-from ..target import SPEC_LIMITS, TARGETS
+from ..target import SPEC_LIMITS
 from .manifest import limits
 from .report_cost import Cost, kernel_costs, total
 from .shaders import ShaderSet
@@ -136,7 +136,7 @@ def variant_rows(plan: Plan, shaders: ShaderSet) -> list[VariantRow]:
         needed = limits(plan, programs)
         raised = tuple((n, v, SPEC_LIMITS[n]) for n, v in needed.items() if v > SPEC_LIMITS[n])
         used = {number for key, number in shaders.index.items() if key[0] == variant}
-        rows.append(VariantRow(variant, TARGETS[variant].features, raised, len(used)))
+        rows.append(VariantRow(variant, shaders.targets[variant].features, raised, len(used)))
     return rows
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ..plan import ProgramPlan
 from ..program import Grid, Kernel
-from ..target import TARGETS
+from ..target import TARGETS, Target
 from .wgsl import features_of, header, render
 
 _UNSAFE = re.compile(r"[^a-z0-9_]+")
@@ -29,19 +29,25 @@ class Shader:
 
 @dataclass(frozen=True, slots=True)
 class ShaderSet:
-    """All shaders of an artifact, and which one each step of each program of each variant runs."""
+    """All shaders of an artifact, and which one each step of each program of each variant runs.
+
+    `targets`: what the variants are, by name.
+    """
 
     shaders: tuple[Shader, ...]
     index: Mapping[tuple[str, str, str, int], int]  # (variant, kernel, program, step) -> shader
+    targets: Mapping[str, Target]
 
 
-def render_shaders(variants: Mapping[str, Sequence[ProgramPlan]]) -> ShaderSet:
+def render_shaders(
+    variants: Mapping[str, Sequence[ProgramPlan]], targets: Mapping[str, Target] = TARGETS
+) -> ShaderSet:
     """Render every kernel; kernels of the same text share a file, whichever layer or program they are of."""
     users: dict[tuple[str, Grid, tuple[str, ...]], list[Kernel]] = {}
     steps: dict[tuple[str, str, str, int], tuple[str, Grid, tuple[str, ...]]] = {}
     rendered: dict[tuple[object, ...], str] = {}
     for variant, programs in variants.items():
-        target = TARGETS[variant]
+        target = targets[variant]
         for planned in programs:
             for step, kernel in enumerate(planned.program.kernels):
                 signature = (
@@ -59,7 +65,8 @@ def render_shaders(variants: Mapping[str, Sequence[ProgramPlan]]) -> ShaderSet:
                 steps[variant, kernel.name, planned.program.name, step] = key
     numbers = {key: i for i, key in enumerate(users)}
     shaders = tuple(_shader(key, kernels) for key, kernels in users.items())
-    return ShaderSet(shaders, {step: numbers[key] for step, key in steps.items()})
+    used = {variant: targets[variant] for variant in variants}
+    return ShaderSet(shaders, {step: numbers[key] for step, key in steps.items()}, used)
 
 
 def _shader(key: tuple[str, Grid, tuple[str, ...]], kernels: Sequence[Kernel]) -> Shader:

@@ -5,6 +5,8 @@ Importing this package registers every lowering; `builder.OPS` is the table.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from ..options import CompileOptions
 from ..passes.front import DeviceModel
 from ..passes.shapes import concrete_shapes
@@ -14,7 +16,7 @@ from . import elementwise, gather, gqa, matmul, norm, sequence_state, views
 from .builder import STORAGE, Builder, record_of
 from .decoder import decoder_shape, lower_decoder, program_specs
 
-__all__ = ["lower_model", "record_of", "variants_of"]
+__all__ = ["decoder_shape", "lower_model", "record_of", "variants_of"]
 
 _REGISTERED = (elementwise, gather, gqa, matmul, norm, sequence_state, views)
 
@@ -25,15 +27,18 @@ def variants_of(options: CompileOptions) -> tuple[Target, ...]:
     return tuple(target for name, target in TARGETS.items() if name in wanted)
 
 
-def lower_model(device: DeviceModel, options: CompileOptions) -> dict[str, tuple[Program, ...]]:
-    """The programs of every variant, by variant name."""
+def lower_model(
+    device: DeviceModel, options: CompileOptions, targets: Iterable[Target], only: str | None = None
+) -> dict[str, tuple[Program, ...]]:
+    """The programs of every variant, by variant name; `only` the program of that name, if there is one."""
     if not device.interface.is_decoder:
-        return {t.name: (_lower_graph(device, t, options),) for t in variants_of(options)}
+        return {target.name: (_lower_graph(device, target, options),) for target in targets}
     decoder = decoder_shape(device, options)
     specs = program_specs(decoder, options, device.interface.pruned)
+    specs = [spec for spec in specs if only in (None, spec.name)]
     return {
         target.name: tuple(lower_decoder(device.graph, spec, target, decoder, options) for spec in specs)
-        for target in variants_of(options)
+        for target in targets
     }
 
 

@@ -234,7 +234,7 @@ def gemv_shape(linear: Linear, epilogue: Epilogue, shapes: Shapes) -> GemvShape:
         # A workgroup writes one block of outputs, as many as their readers take together.
         return _blocks(shapes.gated, 2 * linear.chunk, 1)
     if isinstance(epilogue, Gated):
-        return GemvShape(shapes.gated.threads, shapes.gated.lanes, shapes.gated.rows)
+        return GemvShape(shapes.gated.threads, shapes.gated.lanes, shapes.gated.rows or 8)
     if isinstance(epilogue, Argmax):
         # A head's partial maxima are read by one workgroup: some thousand are few enough.
         head = shapes.head
