@@ -88,7 +88,11 @@ def variants(manifest: Manifest) -> Table:
         }
         total = human(sum(memory_by_kind(manifest, variant).values()))
         features = ", ".join(variant.features) or "none"
-        table.add_row(plain(variant.name), features, ", ".join(above) or "none", str(len(shaders)), total)
+        if variant.adapter is not None:
+            features += f"; only on {variant.adapter.device or variant.adapter.vendor}"
+        table.add_row(
+            plain(variant.name), plain(features), ", ".join(above) or "none", str(len(shaders)), total
+        )
     return table
 
 

@@ -1,8 +1,8 @@
 """Times single kernels on this machine's GPU for whoever asks: what `webgpu-compile --tune` runs.
 
 A process of its own, `python -m webgpu_compile.runtime.measure`: the compiler needs no GPU library, and a
-driver that crashes takes nothing with it. It writes a line of JSON about the adapter, or an `error`; then each
-line that it reads, a kernel, is answered by one with its `seconds`, or an `error`:
+driver that crashes takes nothing with it. It writes a line of JSON about the adapter, or an `error`; then
+each line that it reads, a kernel, is answered by one with its `seconds`, or an `error`:
 
     {"wgsl": "…", "grid": [64, 1, 1], "bindings": [
       {"access": "read", "nbytes": 4096, "cold": true}, {"access": "read", "nbytes": 4, "words": [1]}]}
