@@ -115,7 +115,7 @@ def test_the_package_holds_the_modules_and_their_types(tmp_path: Path) -> None:
 def test_code_sizes() -> None:
     """What the page loads besides weights, shaders and tokenizer; growth has to argue with this bound."""
     files = web_files()
-    assert len(files["runtime.js"]) < 64_000
+    assert len(files["runtime.js"]) < 65_000
     assert sum(len(files[name]) for name in ("index.html", "page.js", "text.js", "page.css")) < 20_000
 
 

@@ -19,6 +19,12 @@ export function describe(gpu) {
   return description || [vendor, architecture, device].filter(Boolean).join(" ") || "without a name";
 }
 
+/** Whether `variant` was tuned for another adapter. @param {Variant} variant @param {any} gpu */
+function isForOther({ adapter }, gpu) {
+  const { vendor, device } = gpu.info ?? gpu.adapterInfo ?? {}; // few browsers name the device
+  return adapter && (adapter.vendor !== vendor || (device && adapter.device && adapter.device !== device));
+}
+
 /**
  * The first variant that `gpu` (an adapter or a device) can run, and a sentence saying why.
  * @param {Variant[]} variants @param {any} gpu @param {string} [forced]
@@ -33,7 +39,8 @@ export function chooseVariant(variants, gpu, forced) {
   const refused = [];
   for (const variant of variants) {
     if (forced !== undefined && variant.name !== forced) continue;
-    const lacks = lacking(variant, gpu);
+    const other = forced === undefined && isForOther(variant, gpu);
+    const lacks = other ? `the adapter ${variant.adapter?.device}` : lacking(variant, gpu);
     if (lacks) {
       refused.push(`${variant.name} needs ${lacks}`);
       continue;

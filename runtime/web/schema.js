@@ -150,6 +150,7 @@ const MANIFEST = record({
       features: list(one("shader-f16", "subgroups")),
       limits: map(count),
       programs: map(program),
+      "adapter?": record({ vendor: name, "device?": name }),
     }),
   ),
   "files?": map(hash, fileName),

@@ -73,6 +73,7 @@ export interface Variant {
   features: string[];
   limits: Record<string, number>;
   programs: Record<string, Program>;
+  adapter?: { vendor: string; device?: string };
 }
 
 export interface SequenceState {

@@ -158,6 +158,34 @@ test("the second variant is taken when the first cannot run, and says why", asyn
   await assert.rejects(loadFrom({}, { variant: "x" }), /variant 'x': is not in this artifact; choose from portable/);
 });
 
+test("a variant tuned for one adapter is for that one, unless it is forced", async () => {
+  const edit = manifestWith((m) => {
+    const adapter = { vendor: "nvidia", device: "NVIDIA H200" };
+    m.variants.unshift({ ...m.variants[0], name: "tuned", adapter });
+  });
+  const named = (info) => ({
+    requestAdapter: async () =>
+      new Proxy(await gpu.requestAdapter(), {
+        get: (adapter, key) => {
+          const value = key === "info" ? info : adapter[key];
+          return typeof value === "function" ? value.bind(adapter) : value;
+        },
+      }),
+  });
+  const chosen = async (info, options = {}) => {
+    const session = await loadFrom(edit, { gpu: named(info), ...options });
+    await session.destroy();
+    return [session.variant, session.variantReason];
+  };
+  assert.equal((await chosen({ vendor: "nvidia", device: "" }))[0], "tuned");
+  assert.equal((await chosen({ vendor: "nvidia", device: "NVIDIA H200" }))[0], "tuned");
+  const [variant, reason] = await chosen({ vendor: "nvidia", device: "NVIDIA L4" });
+  assert.equal(variant, "portable");
+  assert.equal(reason, "portable: the best that this adapter runs (tuned needs the adapter NVIDIA H200)");
+  assert.equal((await chosen({ vendor: "apple", device: "" }))[0], "portable");
+  assert.equal((await chosen({ vendor: "apple", device: "" }, { variant: "tuned" }))[0], "tuned");
+});
+
 test("what a server can do wrong", async () => {
   const gone = () => new Response("", { status: 404 });
   await assert.rejects(loadFrom({ "manifest.json": gone }), /manifest.json: is missing on the server \(HTTP 404\)/);
