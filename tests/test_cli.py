@@ -305,6 +305,7 @@ def test_help_fits_and_teaches(
         "--sequence-length",
         "--attention-dispatch",
         "--disable-pass",
+        "--tune",
         "--check",
         "--dump",
         "--stop-after",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -16,10 +17,12 @@ import numpy as np
 import pytest
 import webgpu_compile
 from decoder_cases import of
+from rich.console import Console
 from webgpu_compile.compiler import CompileError, lowering, measuring, shapes
 from webgpu_compile.compiler.lowering import lower_model
-from webgpu_compile.compiler.measuring import AdapterFacts, MeasuringProcess, Sample
+from webgpu_compile.compiler.measuring import AdapterFacts, MeasuringProcess, Sample, Slot
 from webgpu_compile.compiler.program import Program
+from webgpu_compile.compiler.progress import TerminalObserver
 from webgpu_compile.compiler.shapes import BY_VENDOR, GENERIC, GemvLayout, neighbours
 from webgpu_compile.compiler.summary import plain
 from webgpu_compile.compiler.target import SPEC_LIMITS, TARGETS, Target
@@ -257,3 +260,31 @@ def test_a_measuring_process_that_dies_is_one_sentence(monkeypatch: Any) -> None
     monkeypatch.setattr(measuring, "MODULE", "there_is_no_such_module")
     with pytest.raises(CompileError, match="--tune: the process that measures has died"):
         MeasuringProcess()
+
+
+def test_a_kernel_that_does_not_compile_is_no_end() -> None:
+    good = """
+        @group(0) @binding(0) var<storage, read> x: array<f32>;
+        @group(0) @binding(1) var<storage, read_write> y: array<f32>;
+        @compute @workgroup_size(64) fn main(@builtin(global_invocation_id) i: vec3<u32>) { y[i.x] = x[i.x]; }
+    """
+    slots = (Slot("read", 1 << 20, cold=True), Slot("read_write", 4096))
+    with MeasuringProcess() as measurer:
+        assert measurer.adapter.device
+        assert measurer.seconds(Sample("no WGSL", (1, 1, 1), slots)) is None
+        assert (
+            measurer.seconds(Sample(good.replace("array<f32>", "array<f32, 2000>"), (1, 1, 1), slots)) is None
+        )
+        assert 1e-7 < (measurer.seconds(Sample(good, (16, 1, 1), slots)) or 0) < 1
+
+
+def test_a_bar_on_a_terminal() -> None:
+    out = io.StringIO()
+    with TerminalObserver(Console(file=out, force_terminal=True, width=80)) as observer:
+        observer.stage("looking at the GPU")
+        for done in range(11):
+            observer.trials(done, 10)
+        observer.stage("lowering to kernels")
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", out.getvalue())
+    assert re.search(r"tuning ━+ +0/10", text)
+    assert text.index("looking at the GPU") < text.index("tuning") < text.index("lowering to kernels")
