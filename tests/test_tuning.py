@@ -29,7 +29,13 @@ from webgpu_compile.compiler.target import SPEC_LIMITS, TARGETS, Target
 from webgpu_compile.compiler.tuning import MARGIN, Lower, Tuning, tune, tuned_target
 
 CONFIG = of("tiny-llama")
-OPTIONS: dict[str, Any] = {"activations": "int8", "max_length": 256, "prefill_chunks": (16,)}
+VARIANTS = ("f16-subgroups", "portable")
+OPTIONS: dict[str, Any] = {
+    "activations": "int8",
+    "max_length": 256,
+    "prefill_chunks": (16,),
+    "variants": VARIANTS,
+}
 H200 = AdapterFacts("nvidia", "NVIDIA H200", False, ("shader-f16", "subgroups"))
 FIELDS = ("project", "residual", "gated", "head", "split")
 
@@ -60,8 +66,9 @@ def lower(artifacts: Any) -> Lower:
 
 def tuned(lower: Lower, cost: Callable[[str], float | None]) -> tuple[Tuning, FakeMeasurer]:
     measurer = FakeMeasurer(cost)
+    targets = [TARGETS[name] for name in VARIANTS]
     told: list[tuple[int, int]] = []
-    found = tune(measurer, lower, TARGETS.values(), 256, lambda *progress: told.append(progress))
+    found = tune(measurer, lower, targets, 256, lambda *progress: told.append(progress))
     assert [done for done, _ in told] == list(range(len(told)))
     assert told[-1][0] == told[-1][1]
     return found, measurer
@@ -149,7 +156,7 @@ def test_every_shape_of_the_table_keeps_to_the_limits(lower: Lower, target: Targ
     ],
 )
 def test_names_and_first_guess(adapter: AdapterFacts, name: str) -> None:
-    target = tuned_target(adapter, TARGETS.values())
+    target = tuned_target(adapter, [TARGETS[name] for name in VARIANTS])
     assert target.name == name
     assert re.fullmatch(r"[a-z0-9-]+", name)
     assert target.features == ()
@@ -213,7 +220,7 @@ def test_other_shapes_give_the_same_answers(artifacts: Any, tmp_path: Path) -> N
         for name, each in (("generic", GENERIC), ("other", other)):
             patch.setattr(lowering, "TARGETS", {"portable": replace(TARGETS["portable"], shapes=each)})
             folder = tmp_path / name
-            webgpu_compile.compile(artifacts.model(CONFIG), folder, **OPTIONS, variants=("portable",))
+            webgpu_compile.compile(artifacts.model(CONFIG), folder, **OPTIONS | {"variants": ("portable",)})
             with webgpu_compile.load(folder) as session:
                 found[name] = logits_of(session)
     assert np.abs(found["other"] - found["generic"]).max() <= 0.03
