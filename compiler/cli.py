@@ -136,9 +136,10 @@ def _whole_number(text: str) -> int | None:
 )
 @click.option(
     "--disable-pass",
+    "disable_passes",
     multiple=True,
     metavar="NAME",
-    help="Leave out a fusion; repeatable. The answers stay the same.",
+    help="Leave out a fusion, such as fuse_qkv_attention; repeatable. The answers stay the same.",
 )
 @click.option(
     "--tune",

@@ -67,6 +67,19 @@ def sole_reader(graph: gs.Graph, tensor: gs.Tensor) -> Any:
     return found[0]
 
 
+def is_read(graph: gs.Graph, tensor: gs.Tensor | None) -> bool:
+    """Whether a node or the caller reads a tensor."""
+    return tensor is not None and (bool(tensor.outputs) or is_graph_output(graph, tensor))
+
+
+def n_rows(tensor: gs.Tensor) -> int | None:
+    """Rows of a value whose last axis is a row's; None while a dimension is a symbol."""
+    outer = None if tensor.shape is None else tensor.shape[:-1]
+    if outer is None or any(not isinstance(dim, int) for dim in outer):
+        return None
+    return int(prod(outer))
+
+
 def is_constant(tensor: gs.Tensor | None) -> TypeGuard[Any]:
     return isinstance(tensor, gs.Constant)
 

@@ -29,7 +29,7 @@ class CompileOptions:
             for every token, which is for comparison only.
         attention_dispatch: `fixed` worst-case grids, or `indirect` ones written by the KV append.
         activations: arithmetic of 4-bit layers; `auto` takes `int8` where the model's accuracy_level is 4.
-        disable_pass: fusions to leave out, by name.
+        disable_passes: fusions to leave out, by name.
         tune: measure kernel shapes on this machine's GPU, and add a variant with the best.
         check: do everything but read weights; the external data file may be missing.
         dump: folder that receives every stage.
@@ -45,7 +45,7 @@ class CompileOptions:
     sequence_length: str = "gpu"
     attention_dispatch: str = "fixed"
     activations: str = "auto"
-    disable_pass: tuple[str, ...] = ()
+    disable_passes: tuple[str, ...] = ()
     tune: bool = False
     check: bool = False
     dump: Path | None = None
@@ -62,7 +62,7 @@ class CompileOptions:
             object.__setattr__(self, "dump", Path(self.dump))
         if self.batch != 1:
             raise CompileError("--batch", f"{self.batch} rows at once are not supported", "use --batch 1")
-        if isinstance(self.variants, str) or isinstance(self.disable_pass, str):
+        if isinstance(self.variants, str) or isinstance(self.disable_passes, str):
             raise CompileError("--variants, --disable-pass", "a text was given", "give a tuple of names")
         if not self.variants:
             raise CompileError("--variants", "none is given", f"choose from {', '.join(TARGETS)}")

@@ -20,10 +20,11 @@ from .emit.shaders import ShaderSet, render_shaders
 from .emit.shards import write_shard
 from .emit.web import write_web_files
 from .errors import CompileError
-from .lowering import decoder_shape, lower_model, record_of, variants_of
+from .lowering import decoder_shape, lower_model, program_graphs, record_of, variants_of
 from .measuring import MeasuringProcess
 from .options import CompileOptions
 from .passes.front import DeviceModel, front
+from .passes.program import ProgramGraph
 from .plan import Plan, plan
 from .program import Program, Weight
 from .progress import Observer, SilentObserver
@@ -41,6 +42,7 @@ class Result:
     options: CompileOptions
     out: Path | None
     device: DeviceModel
+    graphs: tuple[ProgramGraph, ...] | None = None
     programs: dict[str, tuple[Program, ...]] | None = None
     plan: Plan | None = None
     shaders: ShaderSet | None = None
@@ -52,7 +54,7 @@ def compile(model: str | Path, out: str | Path | None = None, **options: Any) ->
     """Compile an ONNX model (a file or a model folder) into the artifact folder `out`.
 
     Options are those of the command line: max_length, dims={"name": size}, batch, prefill_chunks,
-    variants, activations, sequence_length, attention_dispatch, disable_pass, tune, check, dump, stop_after.
+    variants, activations, sequence_length, attention_dispatch, disable_passes, tune, check, dump, stop_after.
     With check or stop_after nothing is written and `out` may be left out.
 
     Raises:
@@ -73,18 +75,26 @@ def run_pipeline(model: Path, out: Path | None, options: CompileOptions, observe
     observer.stage("importing and rewriting the graph")
     device = front(model, options, observer, knows=lambda node: record_of(node) is not None)
     result = Result(options, out, device)
-    if stop in ("import", "placement", "graph"):
+    if stop in ("import", "placement"):
+        return result
+    observer.stage("fusing the graphs of the programs")
+    graphs = program_graphs(device, options)
+    # In the report the first program, one token, stands for all: it has every fusion.
+    counts = replace(device.counts, passes=(*device.counts.passes, *graphs[0].passes))
+    device = replace(device, counts=counts)
+    result = replace(result, device=device, graphs=graphs)
+    if stop == "graph":
         return result
 
     targets = {target.name: target for target in variants_of(options)}
     if options.tune:
         observer.stage("looking at the GPU")
-        tuning = _tune(device, options, tuple(targets.values()), observer)
+        tuning = _tune(device, graphs, options, tuple(targets.values()), observer)
         result = replace(result, tuning=tuning)
         targets = {tuning.target.name: tuning.target, **targets}
 
     observer.stage("lowering to kernels")
-    programs = lower_model(device, options, targets.values())
+    programs = lower_model(device, graphs, options, targets.values())
     _dump(options, "lower", programs)
     result = replace(result, programs=programs)
     if stop == "lower":
@@ -109,13 +119,17 @@ def run_pipeline(model: Path, out: Path | None, options: CompileOptions, observe
 
 
 def _tune(
-    device: DeviceModel, options: CompileOptions, targets: tuple[Target, ...], observer: Observer
+    device: DeviceModel,
+    graphs: tuple[ProgramGraph, ...],
+    options: CompileOptions,
+    targets: tuple[Target, ...],
+    observer: Observer,
 ) -> Tuning:
     """Kernel shapes for this machine's GPU, by what a token takes (or a run, of a model without state)."""
     capacity = decoder_shape(device, options).capacity if device.interface.is_decoder else 1
 
     def lower(target: Target) -> tuple[Program, ...]:
-        return lower_model(device, options, [target], only="decode")[target.name]
+        return lower_model(device, graphs, options, [target], only="decode")[target.name]
 
     with MeasuringProcess() as measurer:
         return tune(measurer, lower, targets, capacity, observer.trials)

@@ -12,6 +12,9 @@ SEQUENCE = "sequence"
 TOKENS = "tokens"
 """The state tensor with the token ids by position, i32[capacity + 1]."""
 
+ARGMAX_VALUES, ARGMAX_INDICES = "argmax/values", "argmax/indices"
+"""The greatest logits of parts of the vocabulary and their tokens, f32[n] and u32[n]."""
+
 WORDS = (
     "past_length",  # positions in the KV cache before this step
     "length",  # rows of this step that hold tokens

@@ -301,7 +301,7 @@ def test_a_fusion_left_out_changes_nothing(artifacts: Artifacts, config: Decoder
     """f32 outputs, so that nothing but the order of f32 sums differs: 1e-3 is 1000 of their roundings."""
     options: dict[str, Any] = {"max_length": 32, "prefill_chunks": (CHUNK,), "activations": "float"}
     whole = artifacts.result(config, **options)
-    less = artifacts.result(config, **options, disable_pass=(fusion,))
+    less = artifacts.result(config, **options, disable_passes=(fusion,))
     assert whole.device.counts.by_pass()[fusion][0] > 0
     assert less.device.counts.by_pass().get(fusion, (0, 0.0))[0] == 0
     ids = ids_of(config, 24)

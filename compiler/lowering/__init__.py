@@ -7,18 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
+
 from ..options import CompileOptions
 from ..passes.front import DeviceModel
-from ..passes.shapes import concrete_shapes
+from ..passes.program import ProgramGraph, program_graph
 from ..program import Program, Role
 from ..target import DEFAULT_TARGETS, TARGETS, Target
-from . import elementwise, gather, gqa, matmul, norm, sequence_state, views
+from . import elementwise, gather, gqa, matmul, norm, quantize, sequence_state, views
 from .builder import STORAGE, Builder, record_of
 from .decoder import decoder_shape, lower_decoder, program_specs
 
-__all__ = ["decoder_shape", "lower_model", "record_of", "variants_of"]
+__all__ = ["decoder_shape", "lower_model", "program_graphs", "record_of", "variants_of"]
 
-_REGISTERED = (elementwise, gather, gqa, matmul, norm, sequence_state, views)
+_REGISTERED = (elementwise, gather, gqa, matmul, norm, quantize, sequence_state, views)
 
 
 def variants_of(options: CompileOptions) -> tuple[Target, ...]:
@@ -27,27 +29,45 @@ def variants_of(options: CompileOptions) -> tuple[Target, ...]:
     return tuple(target for name, target in TARGETS.items() if name in wanted)
 
 
+def program_graphs(device: DeviceModel, options: CompileOptions) -> tuple[ProgramGraph, ...]:
+    """The graphs of all programs; variants share them, and so do programs that differ in sampling only."""
+    if not device.interface.is_decoder:
+        return (program_graph(device, options, "run"),)
+    made: dict[tuple[int, bool], ProgramGraph] = {}
+    specs = program_specs(decoder_shape(device, options), options, device.interface.pruned)
+    for spec in specs:
+        if (spec.rows, spec.all_logits) not in made:
+            graph = program_graph(device, options, spec.name, spec.rows, all_logits=spec.all_logits)
+            made[spec.rows, spec.all_logits] = graph
+    return tuple(made[spec.rows, spec.all_logits] for spec in specs)
+
+
 def lower_model(
-    device: DeviceModel, options: CompileOptions, targets: Iterable[Target], only: str | None = None
+    device: DeviceModel,
+    graphs: tuple[ProgramGraph, ...],
+    options: CompileOptions,
+    targets: Iterable[Target],
+    only: str | None = None,
 ) -> dict[str, tuple[Program, ...]]:
     """The programs of every variant, by variant name; `only` the program of that name, if there is one."""
     if not device.interface.is_decoder:
-        return {target.name: (_lower_graph(device, target, options),) for target in targets}
+        return {target.name: (_lower_graph(graphs[0], target),) for target in targets}
     decoder = decoder_shape(device, options)
     specs = program_specs(decoder, options, device.interface.pruned)
-    specs = [spec for spec in specs if only in (None, spec.name)]
     return {
-        target.name: tuple(lower_decoder(device.graph, spec, target, decoder, options) for spec in specs)
+        target.name: tuple(
+            lower_decoder(graph, spec, target, decoder)
+            for graph, spec in zip(graphs, specs, strict=True)
+            if only in (None, spec.name)
+        )
         for target in targets
     }
 
 
-def _lower_graph(device: DeviceModel, target: Target, options: CompileOptions) -> Program:
+def _lower_graph(program: ProgramGraph, target: Target) -> Program:
     """The one program, `run`, of a model without state."""
-    import numpy as np
-
-    graph = device.graph
-    builder = Builder(graph, concrete_shapes(graph, {}), target, activations=options.activations)
+    graph = program.graph
+    builder = Builder(graph, program.shapes, target)
     for value in graph.inputs:
         dtype = STORAGE[np.dtype(value.dtype).name]
         builder.tensor(value.name, dtype, builder.shape_of(value), Role.INPUT)

@@ -234,25 +234,21 @@ class Builder:
     def __init__(
         self,
         graph: gs.Graph,
-        shapes: dict[str, tuple[int, ...]],
+        shapes: Mapping[str, tuple[int, ...]],
         target: Target,
         decoder: DecoderShape | None = None,
         rows: int = 0,
-        activations: str = "auto",
     ) -> None:
         self.graph = graph
         self.shapes = shapes
         self.target = target
         self.decoder = decoder
         self.rows = rows
-        self.activations = activations
         self.outputs = {value.name for value in graph.outputs}
         self.tensors: dict[str, Tensor] = {}
         self.weights: dict[str, Weight] = {}
         self.aliases: dict[str, str] = {}
         self.kernels: list[Kernel] = []
-        self.lowered: set[str] = set()  # nodes that an earlier one's kernel took over
-        self.deferred_norms: dict[str, float] = {}  # epsilon by tensor: see linear_epilogue.Residual
         if decoder:
             self.tensor(SEQUENCE, DType.U32, (N_WORDS,), Role.STATE)
             self.tensor(TOKENS, DType.I32, (decoder.capacity + 1,), Role.STATE)
@@ -323,15 +319,9 @@ class Builder:
         """Whether products of few rows may sum in an order of their own (see `linear.gemm`)."""
         return self.decoder is not None and self.decoder.few_rows
 
-    def int8_activations(self, accuracy_level: int) -> bool:
-        """Whether a 4-bit layer may quantise its activations to int8, which accuracy_level 4 allows."""
-        return self.activations == "int8" or (self.activations == "auto" and accuracy_level == 4)
-
     # -- lowering
 
     def lower_node(self, node: gs.Node) -> None:
-        if node.name in self.lowered:
-            return
         record = record_of(node)
         if record is None:
             domain = f"{node.domain}." if node.domain else ""

@@ -9,14 +9,13 @@ import onnx_graphsurgeon as gs
 from ..errors import CompileError
 from ..options import CompileOptions
 from ..passes.front import DeviceModel
-from ..passes.prune import select_last_token
-from ..passes.shapes import concrete_shapes
+from ..passes.program import ProgramGraph
 from ..program import DType, Program
 from ..target import SPEC_LIMITS, Target
 from .builder import Builder, DecoderShape
 from .linear import FEW_ROWS
 from .sampling import greedy, sample
-from .sequence_state import ARGMAX_VALUES, advance, argmax, begin
+from .sequence_state import advance, begin
 
 DEFAULT_CAPACITY = 4096
 """Positions of the KV cache where the user does not say: models promise up to 131,072, memory does not."""
@@ -92,29 +91,21 @@ def program_specs(decoder: DecoderShape, options: CompileOptions, pruned: bool) 
     return specs
 
 
-def lower_decoder(
-    graph: gs.Graph, spec: ProgramSpec, target: Target, decoder: DecoderShape, options: CompileOptions
-) -> Program:
-    """Lower the device graph for one program.
+def lower_decoder(program: ProgramGraph, spec: ProgramSpec, target: Target, decoder: DecoderShape) -> Program:
+    """Lower the graph of one program.
 
     In the GPU-driven form the program keeps the sequence itself: chunks open with `begin`; `sample`
     or `advance` ends every program. In the host-driven form the caller writes the words between steps.
     """
-    one_position = not spec.all_logits
-    if spec.rows > 1 and one_position:
-        graph = select_last_token(graph)
-    shapes = concrete_shapes(graph, {"batch_size": 1, "sequence_length": spec.rows})
-    builder = Builder(graph, shapes, target, decoder, spec.rows, options.activations)
+    builder = Builder(program.graph, program.shapes, target, decoder, spec.rows)
     gpu_driven = decoder.driven_by == "gpu"
     if gpu_driven and spec.rows > 1:
         builder.add(begin(builder))
     for past, present in decoder.caches:
         builder.aliases[present] = past
-    for node in kernel_nodes(graph):
+    for node in kernel_nodes(program.graph):
         builder.lower_node(node)
-    if one_position:
-        if ARGMAX_VALUES not in builder.tensors:
-            builder.add(argmax(builder))
+    if not spec.all_logits:
         builder.add(*(sample(builder) if spec.draws else [greedy(builder)]))
     elif gpu_driven:
         builder.add(advance(builder))

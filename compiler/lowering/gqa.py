@@ -8,6 +8,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from ..importer.external import storage_key
+from ..passes.functions import INT8_BLOCK
 from ..passes.rotary_cache import constants_of_where
 from ..program import DType, Kernel, Role, Source, Tensor, Weight
 from .attention import (
@@ -19,11 +20,9 @@ from .attention import (
     rope_append,
 )
 from .builder import WEIGHT_STORAGE, Op, lower
-from .int8_readers import Readers, readers, write_int8
-from .linear import gemm, gemv
 from .linear_epilogue import RopeAppend
-from .linear_format import Linear
-from .matmul import activations, matmul_linear, nbits_linear, nbits_part
+from .matmul import project, projection
+from .quantize import quantize, write_int8
 
 _ATTENTION_LIMITS = (
     "batch 1, cache through graph inputs and outputs; no position_ids, attention_bias, quantised cache, "
@@ -32,6 +31,7 @@ _ATTENTION_LIMITS = (
 
 
 @lower("GroupQueryAttention", domain="com.microsoft", limits=_ATTENTION_LIMITS)
+@lower("QuantizedAttention", domain="webgpu_compile", limits="made by the compiler")
 def group_query_attention(op: Op) -> list[Kernel]:
     """Rotate q and k, append k and v to the cache, attend. com.microsoft version 1."""
     for index, what in ((9, "position_ids"), (10, "attention_bias"), (12, "k_scale"), (14, "q_norm_weight")):
@@ -48,26 +48,11 @@ def group_query_attention(op: Op) -> list[Kernel]:
 
 @lower("QkvAttention", domain="webgpu_compile", limits="made by the compiler")
 def qkv_attention(op: Op) -> list[Kernel]:
-    """GroupQueryAttention of x · Wᵀ (+ bias). For one row the projection itself rotates and appends."""
-    if op.attr("projection") == "nbits":
-        linear = nbits_linear(op, [nbits_part(op, 1, 2, 3, 4)])
-    else:
-        linear = matmul_linear(op, [1], bias=4 if op.attr("projection") == "dense_bias" else None)
-    layer = Layer.of(
-        op, past=5, cos=9, head_size=linear.n // (op.attr("num_heads") + 2 * op.attr("kv_num_heads"))
-    )
-    rows = op.builder.rows
-    x, kernels = activations(op, linear, rows)
-    if rows == 1 and layer.grid is None:
-        return [*kernels, *layer.project_and_append(op, linear, x), *layer.attend(op)]
-    qkv = op.scratch("qkv", DType.F32, (rows, linear.n))
-    if rows == 1:
-        epsilon = op.builder.deferred_norms.get(x)
-        shapes = op.builder.target.shapes
-        kernels += gemv(linear, x, qkv.name, nodes=op.nodes, shapes=shapes, x_epsilon=epsilon)
-    else:
-        kernels += gemm(linear, x, qkv.name, rows, nodes=op.nodes, few_rows=op.builder.few_rows)
-    return [*kernels, *layer.append(op, qkv.name), *layer.attend(op)]
+    """GroupQueryAttention of one row of x · Wᵀ (+ bias): the product itself rotates and appends."""
+    linear = projection(op)
+    heads = op.attr("num_heads") + 2 * op.attr("kv_num_heads")
+    layer = Layer.of(op, past=5, cos=9, head_size=linear.n // heads)
+    return [*project(op, linear, layer.q, layer.rope_append()), *layer.attend(op)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +77,8 @@ class Layer:
     k_cache: str
     v_cache: str
     q: str
-    out: str
     head_sink: str | None
     grid: str | None
-    out_int8: bool
 
     @classmethod
     def of(cls, op: Op, *, past: int, cos: int, head_size: int, head_sink: int | None = None) -> Layer:
@@ -134,14 +117,6 @@ class Layer:
         if decoder.indirect_attention and builder.rows == 1:
             tensor = attention_grid(f"attention_grid/{attention.window}")
             grid = builder.tensor(tensor.name, tensor.dtype, tensor.shape, tensor.role).name
-        # The reduction of decode attention writes blocks of 32 values.
-        int8 = (
-            builder.rows == 1
-            and attention.n_splits > 1
-            and head_size % 32 == 0
-            and readers(builder, op.node.outputs[0]) == Readers(32, others=False)
-        )
-        out = write_int8(op, 0, 1, 32) if int8 else op.write()
         q_shape = (builder.rows, attention.heads * head_size)
         q = op.scratch("q", DType.F32, q_shape).name
         return cls(
@@ -150,10 +125,8 @@ class Layer:
             caches[0].name,
             caches[1].name,
             q,
-            out.name,
             sink.name if sink else None,
             grid,
-            int8,
         )
 
     def append(self, op: Op, qkv: str | tuple[str, str, str]) -> tuple[Kernel, ...]:
@@ -171,42 +144,52 @@ class Layer:
         )
         return _declared(op, lowered)
 
-    def project_and_append(self, op: Op, linear: Linear, x: str) -> list[Kernel]:
-        """One row: the projection's kernel rotates and appends what it computes."""
+    def rope_append(self) -> RopeAppend:
+        """What a product does with one row of queries, keys and values."""
         names = {field.name for field in fields(RopeAppend)} - {"k_cache", "v_cache", "rope"}
         shared = {name: value for name, value in asdict(self.attention).items() if name in names}
-        epilogue = RopeAppend(k_cache=self.k_cache, v_cache=self.v_cache, rope=self.rope, **shared)
-        epsilon = op.builder.deferred_norms.get(x)
-        shapes = op.builder.target.shapes
-        return gemv(linear, x, self.q, nodes=op.nodes, epilogue=epilogue, shapes=shapes, x_epsilon=epsilon)
+        return RopeAppend(k_cache=self.k_cache, v_cache=self.v_cache, rope=self.rope, **shared)
 
-    def attend(self, op: Op) -> tuple[Kernel, ...]:
+    def attend(self, op: Op) -> list[Kernel]:
         """Kernels from the rotated q and the cache to the output."""
-        if op.builder.rows == 1:
-            lowered = decode_attention(
-                self.attention,
-                q=self.q,
-                k_cache=self.k_cache,
-                v_cache=self.v_cache,
-                out=self.out,
-                out_int8=self.out_int8,
-                name=op.name,
-                nodes=op.nodes,
-                head_sink=self.head_sink,
-                grid=self.grid,
-            )
-        else:
-            lowered = prefill_attention(
-                self.attention,
-                op.builder.rows,
-                q=self.q,
-                k_cache=self.k_cache,
-                v_cache=self.v_cache,
-                out=self.out,
-                nodes=op.nodes,
-                head_sink=self.head_sink,
-            )
-        return _declared(op, lowered)
+        if op.builder.rows > 1:
+            return [*_declared(op, self._prefill(op))]
+        block = op.attr(INT8_BLOCK, 0)
+        if not block:
+            return [*_declared(op, self._decode(op, op.write().name))]
+        out = write_int8(op)
+        if self.attention.n_splits > 1:
+            return [*_declared(op, self._decode(op, out, out_int8=True))]
+        # Nothing is merged, and the kernel that attends to a single split knows no int8.
+        width = self.attention.heads * self.attention.head_size
+        y = op.scratch("y", DType.F32, (1, width)).name
+        return [*_declared(op, self._decode(op, y)), quantize(y, out, 1, width, block, nodes=op.nodes)]
+
+    def _decode(self, op: Op, out: str, *, out_int8: bool = False) -> Lowered:
+        return decode_attention(
+            self.attention,
+            q=self.q,
+            k_cache=self.k_cache,
+            v_cache=self.v_cache,
+            out=out,
+            out_int8=out_int8,
+            name=op.name,
+            nodes=op.nodes,
+            head_sink=self.head_sink,
+            grid=self.grid,
+        )
+
+    def _prefill(self, op: Op) -> Lowered:
+        return prefill_attention(
+            self.attention,
+            op.builder.rows,
+            q=self.q,
+            k_cache=self.k_cache,
+            v_cache=self.v_cache,
+            out=op.write().name,
+            nodes=op.nodes,
+            head_sink=self.head_sink,
+        )
 
 
 def rope_table(op: Op, cos: int) -> RopeTable:

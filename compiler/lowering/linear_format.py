@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..passes.quantize import int8_chunk
 from ..program import DType
 
 CHUNK_NBYTES = 16  # bytes of one row of W that a thread takes at a time
-
-
-def int8_chunk(block_size: int) -> int:
-    """4-bit weights that a thread takes at a time, which is also the block of int8 activations."""
-    return min(2 * CHUNK_NBYTES, block_size)
 
 
 @dataclass(frozen=True, slots=True)

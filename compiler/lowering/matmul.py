@@ -8,15 +8,15 @@ from math import prod
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from ..passes.functions import INT8_BLOCK, int8_block
+from ..passes.fuse_residual_norm import deferred_epsilon
 from ..program import DType, Kernel, Role
 from .builder import WEIGHT_STORAGE, Op, lower
-from .int8_readers import Readers, int8_name, readers, write_int8
 from .linear import gemm, gemv, n_partials
-from .linear_epilogue import Argmax, Epilogue, Gated, Plain, Residual
+from .linear_epilogue import Argmax, Epilogue, Gated, Residual
 from .linear_format import Linear
 from .linear_weights import Part, dense_linear, q4_linear
-from .quantize import quantize, quantized_tensor
-from .sequence_state import ARGMAX_INDICES, ARGMAX_VALUES
+from .quantize import write_int8
 
 
 @lower(
@@ -28,154 +28,96 @@ def matmul_nbits(op: Op) -> list[Kernel]:
     """y = x · dequantize(B)ᵀ + bias. com.microsoft version 1."""
     if op.value(4) is not None:
         raise op.error("has a group index (g_idx)", "quantise without activation reordering")
-    return project(op, nbits_linear(op, [nbits_part(op, 1, 2, 3, 5)]))
+    return project(op, nbits_linear(op, (1, 2, 3, 5)), op.write().name)
 
 
 @lower("MatMul", limits="B is a constant matrix")
 def matmul(op: Op) -> list[Kernel]:
     """y = x · B. ONNX MatMul-13."""
-    return project(op, matmul_linear(op, [1]))
+    return project(op, matmul_linear(op, [1]), op.write().name)
 
 
 @lower("MatMulBias", domain="webgpu_compile", limits="made by the compiler")
 def matmul_bias(op: Op) -> list[Kernel]:
     """y = x · B + bias."""
-    return project(op, matmul_linear(op, [1], bias=2))
+    return project(op, matmul_linear(op, [1], bias=2), op.write().name)
 
 
 @lower("GatedMatMulNBits", domain="webgpu_compile", limits="made by the compiler")
 def gated_matmul_nbits(op: Op) -> list[Kernel]:
-    """y = act(x · gateᵀ) · (x · upᵀ), both 4-bit."""
-    parts = [nbits_part(op, 1, 2, 3, 4), nbits_part(op, 5, 6, 7, 8)]
-    return project(op, nbits_linear(op, parts, gated=True))
+    """y = act(x · gateᵀ) · (x · upᵀ), both 4-bit; y is int8 where one row of it is read so."""
+    int8 = bool(op.attr(INT8_BLOCK))
+    y = write_int8(op) if int8 else op.write().name
+    return project(op, nbits_linear(op, (1, 2, 3, 4), (5, 6, 7, 8)), y, Gated(op.attr("activation"), int8))
 
 
 @lower("GatedMatMul", domain="webgpu_compile", limits="made by the compiler")
 def gated_matmul(op: Op) -> list[Kernel]:
     """y = act(x · gate) · (x · up), dense."""
-    return project(op, matmul_linear(op, [1, 2], gated=True))
+    return project(op, matmul_linear(op, [1, 2], gated=True), op.write().name, Gated(op.attr("activation")))
 
 
-def project(op: Op, linear: Linear) -> list[Kernel]:
-    """The kernels of y = linear(x): a GEMV for one row, else a GEMM; the LM head also finds its maximum."""
-    rows = prod(op.out_shape()[:-1])
-    decoder = op.builder.decoder
-    x, kernels = activations(op, linear, rows)
-    epilogue: Epilogue = Gated(op.attr("activation")) if linear.gated else Plain()
+@lower("ResidualNormMatMulNBits", domain="webgpu_compile", limits="made by the compiler")
+def residual_norm_matmul_nbits(op: Op) -> list[Kernel]:
+    """sum = residual + x · Wᵀ (+ bias); y = sum · norm_weight as int8, without the RMSNorm's factor."""
+    weight = op.read(6)
+    sum_out = op.write(1).name if op.has_output(1) else None
+    epilogue = Residual(op.read(5).name, weight.name, weight.dtype, sum_out)
+    return project(op, nbits_linear(op, (1, 2, 3, 4)), write_int8(op, squares=True), epilogue)
+
+
+@lower("ArgMaxMatMul", domain="webgpu_compile", limits="made by the compiler")
+def argmax_matmul(op: Op) -> list[Kernel]:
+    """The LM head: logits, and the greatest of each workgroup with its token."""
+    linear = projection(op)
+    values, indices = (output.name for output in op.node.outputs[1:])
+    n = n_partials(linear, shapes=op.builder.target.shapes)
+    op.builder.tensor(values, DType.F32, (n,), Role.ACTIVATION)
+    op.builder.tensor(indices, DType.U32, (n,), Role.ACTIVATION)
+    return project(op, linear, op.write().name, Argmax(values, indices))
+
+
+def project(op: Op, linear: Linear, y: str, epilogue: Epilogue | None = None) -> list[Kernel]:
+    """The kernels of y = linear(x), x being input 0: a GEMV for one row, else a GEMM."""
+    x, rows, few_rows = op.read(0).name, prod(op.shape(0)[:-1]), op.builder.few_rows
+    nodes, sequence = op.nodes, op.sequence
     if rows > 1:
-        y = op.write().name
-        return [
-            *kernels,
-            *gemm(
-                linear,
-                x,
-                y,
-                rows,
-                nodes=op.nodes,
-                epilogue=epilogue,
-                sequence=op.sequence,
-                few_rows=op.builder.few_rows,
-            ),
-        ]
-    nodes = op.nodes
-    if (fused := residual_norm(op, linear)) is not None:
-        y, epilogue, nodes = fused
-    elif linear.gated and _writes_int8(op, linear):
-        y, epilogue = write_int8(op, 0, 1, linear.chunk).name, Gated(op.attr("activation"), y_int8=True)
-    else:
-        y = op.write().name
-        if decoder is not None and y == decoder.logits and not linear.gated:
-            n = n_partials(linear, shapes=op.builder.target.shapes)
-            op.builder.tensor(ARGMAX_VALUES, DType.F32, (n,), Role.ACTIVATION)
-            op.builder.tensor(ARGMAX_INDICES, DType.U32, (n,), Role.ACTIVATION)
-            epilogue = Argmax(ARGMAX_VALUES, ARGMAX_INDICES)
-    epsilon = op.builder.deferred_norms.get(x)
-    return [
-        *kernels,
-        *gemv(
-            linear,
-            x,
-            y,
-            nodes=nodes,
-            epilogue=epilogue,
-            shapes=op.builder.target.shapes,
-            sequence=op.sequence,
-            x_epsilon=epsilon,
-        ),
-    ]
+        return gemm(linear, x, y, rows, nodes=nodes, epilogue=epilogue, sequence=sequence, few_rows=few_rows)
+    shapes, epsilon = op.builder.target.shapes, deferred_epsilon(op.node.inputs[0])
+    return gemv(
+        linear, x, y, nodes=nodes, epilogue=epilogue, shapes=shapes, sequence=sequence, x_epsilon=epsilon
+    )
 
 
-def residual_norm(op: Op, linear: Linear) -> tuple[str, Residual, tuple[str, ...]] | None:
-    """y = linear(x); sum = y + skip; RMSNorm(sum)  =>  one GEMV, where only int8 layers read the norm.
+def projection(op: Op) -> Linear:
+    """The `Linear` of a call with a `projection`: weight, scales, zero points and bias are inputs 1 to 4."""
+    if op.attr("projection") == "nbits":
+        return nbits_linear(op, (1, 2, 3, 4))
+    return matmul_linear(op, [1], bias=4 if op.attr("projection") == "dense_bias" else None)
 
-    Returns what the GEMV writes, its epilogue and the nodes that it implements.
+
+def nbits_linear(op: Op, *matrices: tuple[int, int, int, int]) -> Linear:
+    """The 4-bit `Linear` of a node with MatMulNBits' attributes; of two matrices a gated one.
+
+    A matrix is the positions of its weights, scales, zero points and bias. It multiplies in integers where
+    the graph has x in int8.
     """
-    builder, value = op.builder, op.node.outputs[0]
-    if linear.gated or len(value.outputs) != 1 or value.name in builder.outputs:
-        return None
-    norm = Op(value.outputs[0], builder)
-    if norm.node.op != "SkipSimplifiedLayerNormalization" or norm.has_output(1) or norm.has_output(2):
-        return None
-    inputs = [v for v in norm.node.inputs[:2] if v is not value]
-    if len(inputs) != 1 or norm.value(3) is not None or not _writes_int8(norm, linear):
-        return None
-    residual = builder.aliases.get(inputs[0].name, inputs[0].name)
-    if residual not in builder.tensors:
-        return None  # computed later
-    weight = norm.read(2)
-    y = write_int8(norm, 0, 1, linear.chunk, squares=True)
-    builder.deferred_norms[y.name] = float(norm.attr("epsilon", 1e-5))
-    builder.lowered.add(norm.name)
-    sum_out = norm.write(3).name if norm.has_output(3) else None
-    return y.name, Residual(residual, weight.name, weight.dtype, sum_out), (*op.nodes, *norm.nodes)
-
-
-def _writes_int8(op: Op, linear: Linear) -> bool:
-    """Whether a GEMV of `linear` may write output 0 of `op` as int8, and only so."""
-    if linear.activation != "int8" or len(linear.segments) != 1 or linear.n % linear.chunk:
-        return False
-    return readers(op.builder, op.node.outputs[0]) == Readers(linear.chunk, others=False)
-
-
-def activations(op: Op, linear: Linear, rows: int) -> tuple[str, list[Kernel]]:
-    """The tensor that `linear` takes as x, and the kernels that make it: `quantize` where the activations
-    are int8 and the producer of x did not write them so.
-
-    One quantised tensor serves all layers that read the same x with the same block.
-    """
-    if linear.activation == "f32":
-        return op.read(0).name, []
-    value = op.value(0)
-    assert value is not None
-    name = int8_name(op.builder.aliases.get(value.name, value.name), linear.chunk)
-    if name in op.builder.tensors:
-        return name, []
-    tensor = quantized_tensor(name, rows, linear.k, linear.chunk)
-    op.builder.tensor(tensor.name, tensor.dtype, tensor.shape, tensor.role)
-    x = op.read(0).name
-    return name, [quantize(x, name, rows, linear.k, linear.chunk, nodes=op.nodes, sequence=op.sequence)]
-
-
-def nbits_linear(op: Op, parts: Sequence[Part], *, gated: bool = False) -> Linear:
-    """The 4-bit `Linear` of a node with MatMulNBits' attributes."""
     bits, block_size = op.attr("bits", 4), op.attr("block_size")
     if bits != 4:
         raise op.error(f"has {bits}-bit weights", "quantise to 4 bits")
     if block_size not in (16, 32, 64, 128, 256):
         raise op.error(f"has block size {block_size}", "quantise with blocks of 16, 32, 64, 128 or 256")
-    scales = op.value(2)
+    _, scales, _, bias = (op.value(index) for index in matrices[0])
     assert isinstance(scales, gs.Constant)
-    bias = op.value(4 if gated else 5) if op.node.op != "QkvAttention" else op.value(4)
-    int8 = op.builder.int8_activations(op.attr("accuracy_level", 0))
     return q4_linear(
         op.builder,
-        parts,
+        [nbits_part(op, *positions) for positions in matrices],
         k=op.attr("K"),
         block_size=block_size,
         scale_dtype=weight_dtype(scales),
         bias_dtype=weight_dtype(bias) if isinstance(bias, gs.Constant) else DType.F16,
-        gated=gated,
-        activation="int8" if int8 else "f32",
+        gated=len(matrices) == 2,
+        activation="int8" if int8_block(op.value(0)) else "f32",
     )
 
 

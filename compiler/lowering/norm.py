@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from math import prod
 
-from ..program import Kernel
+from ..passes.functions import INT8_BLOCK
+from ..program import Access, Binding, Kernel
 from .builder import Op, lower, reads, writes
-from .int8_readers import readers, write_int8
-from .quantize import quantized_scales, quantized_squares
+from .quantize import quantized_scales, quantized_squares, write_int8
 
 ROW_THREADS = 256
 
@@ -15,11 +15,15 @@ ROW_THREADS = 256
 @lower("SimplifiedLayerNormalization", "RMSNormalization", limits="normalises the last axis")
 def rms_norm(op: Op) -> list[Kernel]:
     """y = x / sqrt(mean(x²) + epsilon) · weight, one workgroup per row. ONNX RMSNormalization-23."""
-    axis = op.attr("axis", -1)
-    rank = len(op.shape(0))
-    if axis not in (-1, rank - 1):
-        raise op.error(f"normalises from axis {axis}", "only the last axis is supported, reshape before it")
-    return [_norm(op, weight=1, skip=None)]
+    _check_axis(op)
+    return [_norm(op, weight=1, y=0)]
+
+
+@lower("QuantizedNorm", domain="webgpu_compile", limits="made by the compiler")
+def quantized_norm(op: Op) -> list[Kernel]:
+    """An RMSNorm that writes int8, and floats where something reads them."""
+    _check_axis(op)
+    return [_norm(op, weight=1, y=1, y_int8=True)]
 
 
 @lower("SkipSimplifiedLayerNormalization", domain="com.microsoft", limits="outputs 1 and 2 must be unused")
@@ -27,28 +31,42 @@ def skip_rms_norm(op: Op) -> list[Kernel]:
     """sum = x + skip (+ bias); y = RMSNorm(sum). Output 3 is the sum. com.microsoft version 1."""
     if op.has_output(1) or op.has_output(2):
         raise op.error("has its mean or variance output in use", "export it for inference")
-    return [_norm(op, weight=2, skip=1)]
+    return [_norm(op, weight=2, skip=1, y=0, added=3)]
 
 
-def _norm(op: Op, weight: int, skip: int | None) -> Kernel:
+@lower("QuantizedSkipNorm", domain="webgpu_compile", limits="made by the compiler")
+def quantized_skip_norm(op: Op) -> list[Kernel]:
+    """The RMSNorm of a sum, written as int8, and as floats where something reads them."""
+    return [_norm(op, weight=2, skip=1, y=1, added=2, y_int8=True)]
+
+
+def _check_axis(op: Op) -> None:
+    axis, rank = op.attr("axis", -1), len(op.shape(0))
+    if axis not in (-1, rank - 1):
+        raise op.error(f"normalises from axis {axis}", "only the last axis is supported, reshape before it")
+
+
+def _norm(
+    op: Op, *, weight: int, y: int, skip: int | None = None, added: int | None = None, y_int8: bool = False
+) -> Kernel:
+    """Inputs and outputs by position; with `y_int8` output 0 is int8, and `y` is there if it is read."""
     *outer, size = op.shape(0)
     rows = prod(outer)
-    wanted = readers(op.builder, op.node.outputs[0])
-    int8 = wanted.block and size % wanted.block == 0
+    block = op.attr(INT8_BLOCK, 0)
     vector = 4 if size % 4 == 0 else 1
-    unit = 8 if int8 else vector  # values that a thread takes at a time
+    unit = 8 if y_int8 else vector  # values that a thread takes at a time
     threads = min(ROW_THREADS, max(32, 1 << (-(-size // unit) - 1).bit_length()))
     bindings = reads(x=op.read(0), weight=op.read(weight))
     if skip is not None:
         bindings += reads(skip=op.read(skip))
         if op.value(3) is not None:
             bindings += reads(bias=op.read(3))
-    if int8:
-        bindings += writes(y_int8=write_int8(op, 0, rows, wanted.block))
-    if not int8 or wanted.others:
-        bindings += writes(y=op.write(0))
-    if op.has_output(3):
-        bindings += writes(sum_out=op.write(3))
+    if y_int8:
+        bindings += [Binding("y_int8", write_int8(op), Access.READ_WRITE)]
+    if not y_int8 or op.has_output(y):
+        bindings += writes(y=op.write(y))
+    if added is not None and op.has_output(added):
+        bindings += writes(sum_out=op.write(added))
     return op.kernel(
         "rms_norm.wgsl.j2",
         name="skip_rms_norm" if skip is not None else "rms_norm",
@@ -61,9 +79,9 @@ def _norm(op: Op, weight: int, skip: int | None) -> Kernel:
             "vector": vector,
             "unit": unit,
             "sum_type": "f32",
-            "y_block": wanted.block,
-            "y_scales": quantized_scales(size, wanted.block) if int8 else 0,
-            "y_stride": quantized_squares(size, wanted.block) if int8 else 0,
+            "y_block": block,
+            "y_scales": quantized_scales(size, block) if y_int8 else 0,
+            "y_stride": quantized_squares(size, block) if y_int8 else 0,
             "epsilon": float(op.attr("epsilon", 1e-5)),
             "weight_dtype": str(op.read(weight).dtype),
             "bias_dtype": str(op.read(3).dtype) if skip is not None and op.value(3) is not None else "",

@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
+from math import prod
+
+from ..passes.functions import INT8_BLOCK
 from ..program import Access, Binding, Constant, DType, Kernel, Role, Tensor
 from ..sequence import SEQUENCE
-from .builder import fold_grid
+from .builder import Op, fold_grid, lower
+
+
+@lower("QuantizeActivations", domain="webgpu_compile", limits="made by the compiler")
+def quantize_activations(op: Op) -> list[Kernel]:
+    """x as int8 with a scale per block of values, for 4-bit layers that multiply in integers."""
+    *outer, k = op.shape(0)
+    y, block = write_int8(op), op.attr(INT8_BLOCK)
+    return [quantize(op.read(0).name, y, prod(outer), k, block, nodes=op.nodes, sequence=op.sequence)]
+
+
+def write_int8(op: Op, *, squares: bool = False) -> str:
+    """Output 0 of an operator that is told to write int8: the name of its `quantized_tensor`."""
+    *outer, k = op.out_shape(0)
+    name = op.node.outputs[0].name
+    tensor = quantized_tensor(name, prod(outer), k, op.attr(INT8_BLOCK), squares=squares)
+    return op.builder.tensor(tensor.name, tensor.dtype, tensor.shape, tensor.role).name
 
 
 def quantized_tensor(name: str, rows: int, k: int, block: int, *, squares: bool = False) -> Tensor:

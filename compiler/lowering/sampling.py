@@ -26,9 +26,17 @@ from __future__ import annotations
 from math import prod
 
 from ..program import Binding, Constant, DType, Kernel, Role, Tensor
-from ..sequence import SAMPLING_DRAW, SEQUENCE, STOP_LIMIT, STOP_TOKEN, TOKENS
+from ..sequence import (
+    ARGMAX_INDICES,
+    ARGMAX_VALUES,
+    SAMPLING_DRAW,
+    SEQUENCE,
+    STOP_LIMIT,
+    STOP_TOKEN,
+    TOKENS,
+)
 from .builder import Builder, reads, renamed, writes
-from .sequence_state import ARGMAX_INDICES, ARGMAX_VALUES, logits_of
+from .sequence_state import logits_of
 
 SAMPLE_THREADS = 256
 """Per workgroup; also the bins of a histogram, and the most spans that the vocabulary is cut into."""

@@ -1,7 +1,7 @@
 """The kernels that move the sequence along: no token, length or decision leaves the GPU.
 
 `begin` opens a chunk of a prompt, `sample` (sampling.py) ends a step with a new token, `advance` ends one
-without. `LastToken` is the row of the last real position of a chunk.
+without. `LastToken` is the row of the last real position of a chunk, `ArgMaxParts` what `sample` reads.
 """
 
 from __future__ import annotations
@@ -13,9 +13,6 @@ from .builder import Builder, Op, lower, reads, writes
 ARGMAX_THREADS = 256
 ARGMAX_SPAN = 4096
 """Logits under one partial maximum."""
-
-ARGMAX_VALUES, ARGMAX_INDICES = "argmax/values", "argmax/indices"
-"""Partial maxima of the logits, f32[n] and u32[n]: the LM head writes them, `sample` reads them."""
 
 
 def begin(builder: Builder) -> Kernel:
@@ -29,12 +26,9 @@ def advance(builder: Builder) -> Kernel:
 
 
 @lower("LastToken", domain="webgpu_compile", dtypes="float32, float16", limits="made by the compiler")
-def last_token(op: Op) -> list[Kernel] | None:
-    """y[0] = x[length - 1]: the last real row of the chunk. With one row there is nothing to choose."""
-    *_, rows, width = op.shape(0)
-    if rows == 1:
-        op.alias(op.read(0))
-        return None
+def last_token(op: Op) -> list[Kernel]:
+    """y[0] = x[length - 1]: the last real row of the chunk."""
+    width = op.shape(0)[-1]
     return [
         op.kernel(
             "last_token.wgsl.j2",
@@ -49,25 +43,28 @@ def last_token(op: Op) -> list[Kernel] | None:
     ]
 
 
-def argmax(builder: Builder) -> Kernel:
-    """Partial maxima of one row of logits, for models that do more after the LM head's product."""
-    assert builder.decoder is not None
-    logits = logits_of(builder)
+@lower("ArgMaxParts", domain="webgpu_compile", limits="made by the compiler")
+def argmax_parts(op: Op) -> list[Kernel]:
+    """The greatest of each part of a row of logits, and its token."""
+    logits = op.read(0)
     size = logits.shape[-1]
     groups = -(-size // ARGMAX_SPAN)
-    values = builder.tensor(ARGMAX_VALUES, DType.F32, (groups,), Role.ACTIVATION)
-    indices = builder.tensor(ARGMAX_INDICES, DType.U32, (groups,), Role.ACTIVATION)
-    return Kernel(
-        name="argmax",
-        template="argmax.wgsl.j2",
-        workgroup=(ARGMAX_THREADS, 1, 1),
-        grid=(groups, 1, 1),
-        bindings=(*reads(logits=logits), *writes(partial_values=values, partial_indices=indices)),
-        constants=(("size", size), ("span", ARGMAX_SPAN)),
-        nodes=(),
-        workgroup_nbytes=8 * ARGMAX_THREADS,
-        work=size,
-    )
+    values, indices = (output.name for output in op.node.outputs)
+    parts = {
+        "partial_values": op.builder.tensor(values, DType.F32, (groups,), Role.ACTIVATION),
+        "partial_indices": op.builder.tensor(indices, DType.U32, (groups,), Role.ACTIVATION),
+    }
+    return [
+        op.kernel(
+            "argmax.wgsl.j2",
+            grid=groups,
+            workgroup=ARGMAX_THREADS,
+            bindings=[*reads(logits=logits), *writes(**parts)],
+            constants={"size": size, "span": ARGMAX_SPAN},
+            workgroup_nbytes=8 * ARGMAX_THREADS,
+            work=size,
+        )
+    ]
 
 
 def _state_kernel(name: str, template: str, builder: Builder, constants: dict[str, int]) -> Kernel:

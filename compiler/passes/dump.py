@@ -70,14 +70,15 @@ def export(graph: gs.Graph, path: Path) -> None:
 
 
 class Dumper:
-    """Writes a numbered file after every pass that changed the graph."""
+    """Writes a numbered file after every pass that changed the graph; `prefix` comes before the number."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, prefix: str = "") -> None:
         self.folder = folder
+        self.prefix = prefix
         self.count = 0
 
     def stage(self, name: str, graph: gs.Graph) -> None:
-        export(graph, self.folder / f"{self.count:02}-{name}.onnx")
+        export(graph, self.folder / f"{self.prefix}{self.count:02}-{name}.onnx")
         self.count += 1
 
     def __call__(self, record: PassRecord, graph: gs.Graph) -> None:

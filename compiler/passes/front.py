@@ -20,18 +20,22 @@ from ..graph import tidy
 from ..importer import ImportedModel, ModelConfig, load_model
 from ..importer.external import storage_key
 from ..options import CompileOptions
+from .argmax import append_argmax, fuse_argmax
 from .dump import Dumper
 from .embedding import gather_columns, gather_padded_rows
 from .fuse_attention import fuse_qkv_attention
 from .fuse_bias import fuse_matmul_bias
 from .fuse_gated_mlp import fuse_gated_mlp
+from .fuse_quantize import fuse_quantize
+from .fuse_residual_norm import fuse_residual_norm
 from .int64 import narrow_int64
 from .interface import Interface, bind_caches, make_interface
 from .placement import host_nodes, insert_memcpy, memcpy_nodes, remove_memcpy
 from .precision import undo_inserted_casts
-from .prune import fold_prune, is_pruned
+from .prune import drop_last_token, fold_prune, is_pruned, select_last_token
+from .quantize import quantize_activations
 from .rotary_cache import if_to_where, split_rotary_cache
-from .runner import Group, PassRecord, Runner
+from .runner import Group, Pass, PassRecord, Runner, pass_name
 from .sequence_length import check_mask_is_gone, sequence_length_on_host, sequence_length_to_gpu
 from .shapes import infer_shapes
 from .simplify import (
@@ -45,7 +49,11 @@ from .simplify import (
 from .symbolic import fold_shapes
 from .verify import verify
 
-FUSIONS = (fuse_matmul_bias, fuse_gated_mlp, fuse_qkv_attention)
+MODEL_FUSIONS: tuple[Pass, ...] = (fuse_matmul_bias, fuse_gated_mlp)
+PROGRAM_FUSIONS: tuple[Pass, ...] = (fuse_qkv_attention, fuse_residual_norm, fuse_quantize, fuse_argmax)
+FUSIONS = (*MODEL_FUSIONS, *PROGRAM_FUSIONS)
+"""What `--disable-pass` may name."""
+
 SIMPLIFY = (
     constants_to_initializers,
     fold_constants,
@@ -109,7 +117,7 @@ class DeviceModel:
 
 
 def groups(config: ModelConfig, options: CompileOptions) -> tuple[Group, ...]:
-    """The passes in order."""
+    """The passes over the model, in order."""
     on_host = options.sequence_length == "host"
     shapes = partial(fold_shapes, config=config)
     length = sequence_length_on_host if on_host else sequence_length_to_gpu
@@ -123,8 +131,22 @@ def groups(config: ModelConfig, options: CompileOptions) -> tuple[Group, ...]:
             "integers",
             (partial(narrow_int64, config=config), remove_memcpy, partial(check_mask_is_gone, config=config)),
         ),
-        Group("fuse", (gather_columns, gather_padded_rows, fold_prune, *FUSIONS), fixed_point=True),
+        Group("fuse", (gather_columns, gather_padded_rows, fold_prune, *MODEL_FUSIONS), fixed_point=True),
     )
+
+
+def program_group(name: str, options: CompileOptions, logits: str | None) -> Group:
+    """The passes over the graph of one program, in order. `logits`: the output of which one row is wanted."""
+    one_row: tuple[Pass, ...] = ()
+    if logits is not None:
+        select, argmax = (partial(rule, logits=logits) for rule in (select_last_token, append_argmax))
+        one_row = (select, drop_last_token, argmax)
+    quantize = partial(quantize_activations, activations=options.activations)
+    fusions = PROGRAM_FUSIONS
+    if options.attention_dispatch == "indirect":
+        # The kernel that appends to the cache also writes the grid; a product has no binding left for that.
+        fusions = tuple(rule for rule in fusions if rule is not fuse_qkv_attention)
+    return Group(name, (*one_row, quantize, *fusions))
 
 
 PLACEMENT = Group("placement", (insert_memcpy,))
@@ -148,7 +170,7 @@ def front(
     check_disabled(options)
     dumper = Dumper(options.dump) if options.dump is not None else None
     model = load_model(path, options)
-    runner = Runner(frozenset(options.disable_pass), (dumper,) if dumper else ())
+    runner = Runner(frozenset(options.disable_passes), (dumper,) if dumper else ())
     graph = model.graph
     n_nodes = sum(node.op != "Constant" for node in graph.nodes)
     prepare(graph)
@@ -184,8 +206,8 @@ def check_disabled(options: CompileOptions) -> None:
     Raises:
         CompileError: naming the option and the fusions.
     """
-    names = [rule.__name__ for rule in FUSIONS]
-    for name in options.disable_pass:
+    names = [pass_name(rule) for rule in FUSIONS]
+    for name in options.disable_passes:
         if name not in names:
             raise CompileError(
                 f"--disable-pass {name}", "that is not a fusion", f"choose from {', '.join(names)}"

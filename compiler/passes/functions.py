@@ -12,12 +12,14 @@ that the call replaced, for comments and reports; no body uses it.
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import onnx
 import onnx.parser
 import onnx_graphsurgeon as gs
 
-from ..graph import detach
+from ..graph import detach, producer
 
 DOMAIN = "webgpu_compile"
 
@@ -25,7 +27,17 @@ SOURCES = "sources"
 """The attribute that names replaced nodes. Calls have it, and standard operators that took another in; dumps
 leave it out of those."""
 
-OVERLOADED = {"GatedMatMulNBits": "activation", "GatedMatMul": "activation", "QkvAttention": "projection"}
+OVERLOADED = {
+    "GatedMatMulNBits": "activation",
+    "GatedMatMul": "activation",
+    "QkvAttention": "projection",
+    "ArgMaxMatMul": "projection",
+    "QuantizedNorm": "norm",
+}
+
+INT8_BLOCK = "int8_block"
+"""The attribute of calls that write their first output as int8, in blocks of so many values; 0 of those that
+could. To ONNX Runtime int8 activations are the values they were: its MatMulNBits rounds them itself."""
 
 _NBITS = "K: int = @K, N: int = @N, bits: int = @bits, block_size: int = @block_size, "
 _NBITS += "accuracy_level: int = @accuracy_level"
@@ -50,15 +62,14 @@ ACTIVATIONS = {
     "gelu_tanh": 'a = Gelu <approximate = "tanh"> (g)',
 }
 _PROJECTIONS = {
-    "nbits": f"qkv = com.microsoft.MatMulNBits <{_NBITS}> (x, weight, scales, zero_points, , bias)",
-    "dense": "qkv = MatMul(x, weight)",
-    "dense_bias": "m = MatMul(x, weight)  qkv = Add(m, bias)",
+    "nbits": f"p = com.microsoft.MatMulNBits <{_NBITS}> (x, weight, scales, zero_points, , bias)",
+    "dense": "p = MatMul(x, weight)",
+    "dense_bias": "m = MatMul(x, weight)  p = Add(m, bias)",
 }
+_LENGTHS = "past_key, past_value, seqlens_k, total_sequence_length, cos_cache, sin_cache"
 _GATED_INPUTS = "x, gate, gate_scales, gate_zero_points, gate_bias, up, up_scales, up_zero_points, up_bias"
-_QKV_INPUTS = (
-    "x, weight, scales, zero_points, bias, past_key, past_value, seqlens_k, total_sequence_length, "
-    "cos_cache, sin_cache"
-)
+_PROJECTION_INPUTS = "x, weight, scales, zero_points, bias"
+_QKV_ATTRS = ", ".join((*NBITS_ATTRS, *GQA_ATTRS, "projection", INT8_BLOCK, "sources"))
 
 BODIES: dict[tuple[str, str], str] = {
     ("MatMulBias", ""): """
@@ -85,7 +96,8 @@ BODIES: dict[tuple[str, str], str] = {
         }""",
     **{
         ("GatedMatMulNBits", name): f"""
-        GatedMatMulNBits <{", ".join(NBITS_ATTRS)}, activation, sources> ({_GATED_INPUTS}) => (y) {{
+        GatedMatMulNBits <{", ".join(NBITS_ATTRS)}, activation, {INT8_BLOCK}, sources> ({_GATED_INPUTS})
+            => (y) {{
             g = com.microsoft.MatMulNBits <{_NBITS}> (x, gate, gate_scales, gate_zero_points, , gate_bias)
             u = com.microsoft.MatMulNBits <{_NBITS}> (x, up, up_scales, up_zero_points, , up_bias)
             {activation}
@@ -105,11 +117,58 @@ BODIES: dict[tuple[str, str], str] = {
     },
     **{
         ("QkvAttention", name): f"""
-        QkvAttention <{", ".join(NBITS_ATTRS + GQA_ATTRS)}, projection, sources> ({_QKV_INPUTS})
-            => (y, present_key, present_value) {{
+        QkvAttention <{_QKV_ATTRS}> ({_PROJECTION_INPUTS}, {_LENGTHS}) => (y, present_key, present_value) {{
             {projection}
-            y, present_key, present_value = com.microsoft.GroupQueryAttention <{_GQA}>
-                (qkv, , , past_key, past_value, seqlens_k, total_sequence_length, cos_cache, sin_cache)
+            y, present_key, present_value = com.microsoft.GroupQueryAttention <{_GQA}> (p, , , {_LENGTHS})
+        }}"""
+        for name, projection in _PROJECTIONS.items()
+    },
+    ("QuantizedAttention", ""): f"""
+        QuantizedAttention <{", ".join(GQA_ATTRS)}, {INT8_BLOCK}, sources> (q, k, v, {_LENGTHS})
+            => (y, present_key, present_value) {{
+            y, present_key, present_value = com.microsoft.GroupQueryAttention <{_GQA}> (q, k, v, {_LENGTHS})
+        }}""",
+    ("QuantizeActivations", ""): f"""
+        QuantizeActivations <{INT8_BLOCK}, sources> (x) => (y) {{ y = Identity(x) }}""",
+    # ONNX Runtime looks for the attribute stash_type of a norm in a function without asking if it is there.
+    **{
+        ("QuantizedNorm", norm): f"""
+        QuantizedNorm <axis, epsilon, norm, {INT8_BLOCK}, sources> (x, weight) => (y, y_float) {{
+            n = {norm} <axis: int = @axis, epsilon: float = @epsilon, stash_type = 1> (x, weight)
+            y = Identity(n)
+            y_float = Identity(n)
+        }}"""
+        for norm in ("SimplifiedLayerNormalization", "RMSNormalization")
+    },
+    ("QuantizedSkipNorm", ""): f"""
+        QuantizedSkipNorm <epsilon, {INT8_BLOCK}, sources> (x, skip, weight, bias) => (y, y_float, sum) {{
+            n, mean, deviation, sum = com.microsoft.SkipSimplifiedLayerNormalization
+                <epsilon: float = @epsilon> (x, skip, weight, bias)
+            y = Identity(n)
+            y_float = Identity(n)
+        }}""",
+    ("ResidualNormMatMulNBits", ""): f"""
+        ResidualNormMatMulNBits <{", ".join(NBITS_ATTRS)}, epsilon, {INT8_BLOCK}, sources>
+            ({_PROJECTION_INPUTS}, residual, norm_weight) => (y, sum) {{
+            {_PROJECTIONS["nbits"]}
+            y, mean, deviation, sum = com.microsoft.SkipSimplifiedLayerNormalization
+                <epsilon: float = @epsilon> (p, residual, norm_weight)
+        }}""",
+    ("ArgMaxParts", ""): """
+        ArgMaxParts <sources> (x) => (values, indices) {
+            one = Constant <value_ints: ints = [1]> ()
+            values, wide = TopK (x, one)
+            indices = Cast <to = 6> (wide)
+        }""",
+    **{
+        ("ArgMaxMatMul", name): f"""
+        ArgMaxMatMul <{", ".join(NBITS_ATTRS)}, projection, sources> ({_PROJECTION_INPUTS})
+            => (y, values, indices) {{
+            {projection}
+            y = Identity(p)
+            one = Constant <value_ints: ints = [1]> ()
+            values, wide = TopK (y, one)
+            indices = Cast <to = 6> (wide)
         }}"""
         for name, projection in _PROJECTIONS.items()
     },
@@ -121,14 +180,23 @@ def is_call(node: gs.Node) -> bool:
     return bool(node.domain == DOMAIN)
 
 
+def int8_block(tensor: gs.Tensor | None) -> int:
+    """Values under one scale of a tensor that is int8 on the GPU; 0 of any other."""
+    node = producer(tensor) if tensor is not None else None
+    if node is None or not is_call(node) or node.outputs[0] is not tensor:
+        return 0
+    return int(node.attrs.get(INT8_BLOCK, 0))
+
+
 def overload(node: gs.Node) -> str:
     """Which body of its operator a call means."""
     attribute = OVERLOADED.get(node.op)
     return str(node.attrs[attribute]) if attribute else ""
 
 
+@cache
 def function_proto(op: str, variant: str, opset: int) -> onnx.FunctionProto:
-    """The function as ONNX; its standard operators are those of the model's opset."""
+    """The function as ONNX; its standard operators are those of the model's opset. Not to be changed."""
     head = f'<domain: "{DOMAIN}", opset_import: ["" : {opset}, "com.microsoft" : 1]'
     head += f', overload: "{variant}">' if variant else ">"
     return onnx.parser.parse_function(head + BODIES[op, variant])
@@ -139,11 +207,11 @@ def call(
     op: str,
     name: str,
     inputs: list[gs.Tensor | None],
-    outputs: list[gs.Tensor],
+    outputs: list[gs.Tensor | None],
     replaced: list[gs.Node],
     **attrs: object,
 ) -> gs.Node:
-    """Put a call where `replaced` was; an omitted optional input is None.
+    """Put a call where `replaced` was; an omitted input or output is None.
 
     The outputs keep their names, so readers and the caller notice nothing.
     """
@@ -155,7 +223,7 @@ def call(
         name,
         attrs={**attrs, SOURCES: [name for old in replaced for name in sources(old)]},
         inputs=[gs.Variable.empty() if tensor is None else tensor for tensor in inputs],
-        outputs=outputs,
+        outputs=[gs.Variable.empty() if tensor is None else tensor for tensor in outputs],
         domain=DOMAIN,
     )
     graph.nodes.insert(position, node)
@@ -176,9 +244,10 @@ def function_body(graph: gs.Graph, node: gs.Node) -> list[gs.Node]:
     proto = function_proto(node.op, overload(node), graph.opset)
     tensors: dict[str, gs.Tensor] = {"": gs.Variable.empty()}
     for names, actual in ((proto.input, node.inputs), (proto.output, node.outputs)):
-        for index, name in enumerate(names):
-            present = index < len(actual) and actual[index].name
-            tensors[name] = actual[index].copy() if present else gs.Variable.empty()
+        given = {name: tensor.copy() for name, tensor in zip(names, actual, strict=False) if tensor.name}
+        tensors.update(given)
+    for name in proto.input:
+        tensors.setdefault(name, gs.Variable.empty())
     body = []
     for inner in proto.node:
         for name in (*inner.input, *inner.output):

@@ -6,11 +6,13 @@ import logging
 
 import onnx_graphsurgeon as gs
 
-from ..graph import is_constant, label, nodes, operand, producer, sole_reader
-from .functions import GQA_ATTRS, NBITS_ATTRS, call
-from .fuse_gated_mlp import BIAS, GROUP_INDEX, SCALES, ZERO_POINTS
+from ..graph import label, n_rows, nodes, operand, producer, sole_reader
+from .functions import GQA_ATTRS, INT8_BLOCK, call
+from .projection import PROJECTIONS, fits_a_binding, is_plain, kind, nbits_attrs, weights
 
-LAST_FUSED_INPUT = 8  # inputs 9 and up (position ids, attention bias, sinks, norms) are not in the call
+CACHE_INPUTS, ROTARY_INPUTS = range(3, 7), range(7, 9)
+"""Inputs of GroupQueryAttention that a call of ours has behind q, k and v: past keys and values and the two
+lengths; cosines and sines. Not position ids, attention bias, sinks or norms."""
 DEFAULTS: dict[str, int | float] = {
     "scale": 0.0,
     "local_window_size": -1,
@@ -34,65 +36,58 @@ log = logging.getLogger(__name__)
 
 
 def fuse_qkv_attention(graph: gs.Graph) -> int:
-    """GroupQueryAttention(MatMulNBits(x, …), , , past…)  =>  QkvAttention(x, …, past…)
+    """GroupQueryAttention(MatMulNBits(x, …), , , past…)  =>  QkvAttention(x, …, past…), for one row
 
-    For packed queries, keys and values that nothing else reads, with rotation inside the attention. MatMul
-    and MatMulBias likewise; `projection` says which ("nbits", "dense", "dense_bias").
+    The product rotates what it computes and appends it to the cache. For packed queries, keys and values
+    that nothing else reads, with rotation inside the attention. MatMul and MatMulBias likewise;
+    `projection` says which ("nbits", "dense", "dense_bias").
     """
     fused = 0
     for attention in nodes(graph, "GroupQueryAttention"):
-        projection = _projection(graph, attention)
-        if projection is None:
+        product = producer(attention.inputs[0], *PROJECTIONS)
+        if product is None or not can_be_called(attention) or attention.attrs.get("do_rotary", 0) != 1:
             continue
-        kind, weights = _weights(projection)
-        attrs: dict[str, object] = dict.fromkeys(NBITS_ATTRS, 0)
-        attrs.update({name: int(projection.attrs.get(name, 0)) for name in NBITS_ATTRS if kind == "nbits"})
-        attrs.update({name: attention.attrs.get(name, DEFAULTS.get(name)) for name in GQA_ATTRS})
+        packed = operand(attention, 1) is None and operand(attention, 2) is None
+        if not packed or not is_plain(product) or not fits_a_binding(product.inputs[1]):
+            continue
+        if n_rows(product.outputs[0]) != 1 or sole_reader(graph, product.outputs[0]) is not attention:
+            continue
         inputs = [
-            projection.inputs[0],
-            *weights,
-            *(operand(attention, i) for i in range(3, LAST_FUSED_INPUT + 1)),
+            product.inputs[0],
+            *weights(product),
+            *(operand(attention, index) for index in (*CACHE_INPUTS, *ROTARY_INPUTS)),
         ]
-        replaced, outputs = [projection, attention], list(attention.outputs)
-        call(graph, "QkvAttention", attention.name, inputs, outputs, replaced, projection=kind, **attrs)
+        outputs, replaced = list(attention.outputs), [product, attention]
+        attrs = {**nbits_attrs(product), **attention_attrs(attention), INT8_BLOCK: 0}
+        call(
+            graph,
+            "QkvAttention",
+            attention.name,
+            inputs,
+            outputs,
+            replaced,
+            projection=kind(product),
+            **attrs,
+        )
         fused += 1
     return fused
 
 
-def _projection(graph: gs.Graph, attention: gs.Node) -> gs.Node | None:
-    if operand(attention, 1) is not None or operand(attention, 2) is not None:
-        return None
-    if attention.attrs.get("do_rotary", 0) != 1:
-        return None
-    if any(
-        operand(attention, index) is not None for index in range(LAST_FUSED_INPUT + 1, len(attention.inputs))
-    ):
-        return None
-    if any(operand(attention, index) is None for index in range(3, LAST_FUSED_INPUT + 1)):
-        return None
+def can_be_called(attention: gs.Node) -> bool:
+    """Whether a call of ours can say what a GroupQueryAttention does."""
+    given = {index for index in range(3, len(attention.inputs)) if operand(attention, index) is not None}
+    if not {*CACHE_INPUTS} <= given <= {*CACHE_INPUTS, *ROTARY_INPUTS}:
+        return False
     strange = [
         name
         for name, value in attention.attrs.items()
         if name not in (*GQA_ATTRS, *UNUSED) and value not in HARMLESS.get(name, ())
     ]
-    if strange or len(attention.outputs) != 3:
+    if strange:
         log.info("%s is not fused: attributes %s", label(attention), strange)
-        return None
-    projection = producer(attention.inputs[0], "MatMulNBits", "MatMul", "MatMulBias")
-    if projection is None or sole_reader(graph, attention.inputs[0]) is not attention:
-        return None
-    if not is_constant(projection.inputs[1]):
-        return None
-    if projection.op == "MatMulNBits" and operand(projection, GROUP_INDEX) is not None:
-        return None
-    return projection
+    return not strange and len(attention.outputs) == 3
 
 
-def _weights(projection: gs.Node) -> tuple[str, list[gs.Tensor | None]]:
-    """(kind, [weight, scales, zero points, bias])"""
-    weight = projection.inputs[1]
-    if projection.op == "MatMulNBits":
-        return "nbits", [weight, *(operand(projection, index) for index in (SCALES, ZERO_POINTS, BIAS))]
-    if projection.op == "MatMul":
-        return "dense", [weight, None, None, None]
-    return "dense_bias", [weight, None, None, projection.inputs[2]]
+def attention_attrs(attention: gs.Node) -> dict[str, object]:
+    """GroupQueryAttention's attributes, with its defaults."""
+    return {name: attention.attrs.get(name, DEFAULTS.get(name)) for name in GQA_ATTRS}

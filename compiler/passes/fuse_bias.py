@@ -6,8 +6,7 @@ import onnx_graphsurgeon as gs
 
 from ..graph import detach, is_constant, nodes, operand, producer, sole_reader
 from .functions import SOURCES, call, sources
-
-BIAS = 5  # input of MatMulNBits, com.microsoft version 1
+from .projection import BIAS
 
 
 def fuse_matmul_bias(graph: gs.Graph) -> int:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import onnx_graphsurgeon as gs
 
 from ..graph import is_constant, nodes, operand, producer, readers
-from .functions import NBITS_ATTRS, call
-
-SCALES, ZERO_POINTS, GROUP_INDEX, BIAS = 2, 3, 4, 5
+from .functions import INT8_BLOCK, call
+from .projection import GROUP_INDEX, nbits_attrs, weights
 
 
 def fuse_gated_mlp(graph: gs.Graph) -> int:
     """Mul(act(MatMulNBits(x, gate)), MatMulNBits(x, up))  =>  GatedMatMulNBits(x, gate, up)
 
-    The same for MatMul => GatedMatMul. `act` is x·Sigmoid(x), QuickGelu with alpha 1, or Gelu.
+    The same for MatMul => GatedMatMul. `act` is x·Sigmoid(x), QuickGelu with alpha 1, Gelu or FastGelu.
     """
     fused = 0
     for product in nodes(graph, "Mul"):
@@ -22,20 +21,13 @@ def fuse_gated_mlp(graph: gs.Graph) -> int:
             if match is None:
                 continue
             gate, up, activation, inner = match
-            attrs = {} if gate.op == "MatMul" else _nbits_attrs(gate)
-            inputs = [gate.inputs[0], *_weights(gate), *_weights(up)]
-            op = "GatedMatMul" if gate.op == "MatMul" else "GatedMatMulNBits"
-            replaced = [gate, up, *inner, product]
-            call(
-                graph,
-                op,
-                product.name,
-                inputs,
-                list(product.outputs),
-                replaced,
-                activation=activation,
-                **attrs,
-            )
+            outputs, replaced = list(product.outputs), [gate, up, *inner, product]
+            if gate.op == "MatMul":
+                inputs, op, attrs = [*gate.inputs, up.inputs[1]], "GatedMatMul", {}
+            else:
+                inputs, op = [gate.inputs[0], *weights(gate), *weights(up)], "GatedMatMulNBits"
+                attrs = {**nbits_attrs(gate), INT8_BLOCK: 0}
+            call(graph, op, product.name, inputs, outputs, replaced, activation=activation, **attrs)
             fused += 1
             break
     return fused
@@ -66,11 +58,13 @@ def _match(
 
 def _activation(value: gs.Tensor) -> tuple[gs.Tensor, str, list[gs.Node]] | None:
     """(its argument, name, nodes) of the activation that computes `value`."""
-    node = producer(value, "Mul", "Gelu", "QuickGelu")
+    node = producer(value, "Mul", "Gelu", "FastGelu", "QuickGelu")
     if node is None:
         return None
     if node.op == "QuickGelu":  # com.microsoft: x · Sigmoid(alpha · x)
         return (node.inputs[0], "silu", [node]) if node.attrs.get("alpha", 1.702) == 1.0 else None
+    if node.op == "FastGelu":  # com.microsoft, with an optional bias
+        return (node.inputs[0], "gelu_tanh", [node]) if operand(node, 1) is None else None
     if node.op == "Gelu":
         tanh = node.attrs.get("approximate", "none") == "tanh"
         return node.inputs[0], "gelu_tanh" if tanh else "gelu", [node]
@@ -88,15 +82,4 @@ def _alike(gate: gs.Node, up: gs.Node) -> bool:
         return list(gate.inputs[1].shape) == list(up.inputs[1].shape) and len(gate.inputs[1].shape) == 2
     if any(operand(node, GROUP_INDEX) is not None for node in (gate, up)):
         return False
-    return _nbits_attrs(gate) == _nbits_attrs(up)
-
-
-def _nbits_attrs(node: gs.Node) -> dict[str, int]:
-    defaults = {"bits": 4, "accuracy_level": 0}
-    return {name: int(node.attrs.get(name, defaults.get(name, 0))) for name in NBITS_ATTRS}
-
-
-def _weights(node: gs.Node) -> list[gs.Tensor | None]:
-    if node.op == "MatMul":
-        return [node.inputs[1]]
-    return [node.inputs[1], *(operand(node, index) for index in (SCALES, ZERO_POINTS, BIAS))]
+    return nbits_attrs(gate) == nbits_attrs(up)

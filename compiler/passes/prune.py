@@ -1,7 +1,7 @@
 """Only the last position's logits are wanted: compute only those.
 
 `LastToken` ([1, S, H] → [1, 1, H]) stands for the exporter's own pruning (`prune_lm_head`), and is what
-`select_last_token` inserts for programs that read a prompt. In a padded chunk the last position is not
+`select_last_token` inserts in programs that read a prompt. In a padded chunk the last position is not
 row S - 1: the kernel takes the row from GPU state.
 """
 
@@ -12,19 +12,19 @@ import onnx_graphsurgeon as gs
 from ..errors import CompileError
 from ..graph import (
     fresh_name,
-    is_graph_output,
+    is_read,
+    n_rows,
     nodes,
     operand,
     producer,
-    readers,
+    replace_reads,
     result,
     small_value,
     sole_reader,
-    tidy,
 )
-from .functions import DOMAIN, call
+from .functions import DOMAIN, SOURCES, call
+from .projection import PROJECTIONS
 
-PROJECTIONS = ("MatMulNBits", "MatMul", "MatMulBias")
 NORMS = ("SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization", "RMSNormalization")
 AFTER_LOGITS = ("Cast", "Mul", "Div", "Tanh", "Add", "Identity")
 
@@ -83,42 +83,40 @@ def is_pruned(graph: gs.Graph) -> bool:
     return bool(nodes(graph, "LastToken"))
 
 
-def select_last_token(graph: gs.Graph, logits: str = "logits") -> gs.Graph:
-    """A copy of a device graph whose logits are [1, 1, vocabulary], for the last position only.
+def select_last_token(graph: gs.Graph, logits: str) -> int:
+    """norm(x)  =>  norm(LastToken(x)), for the final norm: the logits are [1, 1, vocabulary] then
 
-    LastToken goes before the final norm: of a skip norm both inputs are selected. A graph that is pruned
-    already is copied as it is. Weights are shared with the original.
+    Of a skip norm both inputs are selected. Logits that have one row stay as they are.
 
     Raises:
         CompileError: the path from the final norm to the logits is not of a known form.
     """
-    graph = graph.copy()
-    if is_pruned(graph):
-        return graph
-    norm = _final_norm(graph, logits)
-    for index in (0, 1) if norm.op.startswith("Skip") else (0,):
+    output = next(tensor for tensor in graph.outputs if tensor.name == logits)
+    if n_rows(output) == 1:
+        return 0
+    norm = _final_norm(graph, output)
+    sides = (0, 1) if norm.op.startswith("Skip") else (0,)
+    for index in sides:
         source = norm.inputs[index]
-        dtype, shape = source.dtype, source.shape
         name = fresh_name(graph, f"{source.name}/last")
-        last = gs.Variable(name, dtype, None if shape is None else [shape[0], 1, *shape[2:]])
-        node = gs.Node(
-            "LastToken",
-            name,
-            attrs={"sources": [norm.name]},
-            inputs=[source],
-            outputs=[last],
-            domain=DOMAIN,
-        )
-        graph.nodes.append(node)
+        last = gs.Variable(name, source.dtype)
+        graph.nodes.append(gs.Node("LastToken", name, {SOURCES: [norm.name]}, [source], [last], DOMAIN))
         norm.inputs[index] = last
-    _forget_shapes(graph, norm)
-    tidy(graph)
-    return graph
+    return len(sides)
 
 
-def _final_norm(graph: gs.Graph, logits: str) -> gs.Node:
+def drop_last_token(graph: gs.Graph) -> int:
+    """LastToken(x)  =>  x, where x has one row"""
+    dropped = 0
+    for node in nodes(graph, "LastToken"):
+        if n_rows(node.inputs[0]) == 1:
+            replace_reads(graph, node.outputs[0], node.inputs[0])
+            dropped += 1
+    return dropped
+
+
+def _final_norm(graph: gs.Graph, output: gs.Tensor) -> gs.Node:
     """The norm before the LM head: its only reader is the head, whose readers lead to the logits alone."""
-    output = next((tensor for tensor in graph.outputs if tensor.name == logits), graph.outputs[0])
     node = producer(output)
     while node is not None and node.op in AFTER_LOGITS:
         node = producer(node.inputs[0])
@@ -137,16 +135,6 @@ def _final_norm(graph: gs.Graph, logits: str) -> gs.Node:
 
 def _private(graph: gs.Graph, norm: gs.Node) -> bool:
     others = [result(norm, index) for index in range(1, len(norm.outputs))]
-    if any(tensor is not None and (readers(tensor) or is_graph_output(graph, tensor)) for tensor in others):
+    if any(is_read(graph, tensor) for tensor in others):
         return False
     return sole_reader(graph, norm.outputs[0]) is not None
-
-
-def _forget_shapes(graph: gs.Graph, norm: gs.Node) -> None:
-    """Everything behind the norm has one row now."""
-    stack = list(norm.outputs)
-    while stack:
-        tensor = stack.pop()
-        if tensor.name and tensor.shape is not None and len(tensor.shape) == 3:
-            tensor.shape = [tensor.shape[0], 1, *tensor.shape[2:]]
-        stack.extend(output for node in readers(tensor) for output in node.outputs)

@@ -26,6 +26,7 @@ from ..graph import (
     small_value,
 )
 from ..importer.config import ModelConfig
+from ..importer.dims import TOTAL
 from .affine import SEQLENS, TOTAL_LENGTH, Affine, Greater, Known, Ones, Symbolic, Value, dimension
 
 MAX_ELEMENTS = 64
@@ -37,6 +38,8 @@ def evaluate(graph: gs.Graph, config: ModelConfig) -> Known:
     for port in graph.inputs:
         if port.name == config.mask_input and port.shape is not None and len(port.shape) == 2:
             known[id(port)] = Ones(tuple(map(dimension, port.shape)))
+        if port.name == TOTAL and port.shape in ([], [1]):  # a device graph, dumped and compiled again
+            known[id(port)] = Symbolic(tuple(port.shape), (TOTAL_LENGTH,))
     for node in nodes(graph, "GroupQueryAttention"):
         for index, expression in ((5, SEQLENS), (6, TOTAL_LENGTH)):
             port = operand(node, index)

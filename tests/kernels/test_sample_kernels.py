@@ -20,9 +20,9 @@ from sampling_reference import draw, penalised, philox, probabilities, softmax, 
 from webgpu_compile.compiler.emit.wgsl import render
 from webgpu_compile.compiler.lowering.builder import Builder, DecoderShape
 from webgpu_compile.compiler.lowering.sampling import sample, spans
-from webgpu_compile.compiler.lowering.sequence_state import argmax
+from webgpu_compile.compiler.passes.functions import DOMAIN
 from webgpu_compile.compiler.program import DType, Program, Role
-from webgpu_compile.compiler.sequence import MAX_STOP_TOKENS, WORDS
+from webgpu_compile.compiler.sequence import ARGMAX_INDICES, ARGMAX_VALUES, MAX_STOP_TOKENS, WORDS
 from webgpu_compile.compiler.target import SPEC_LIMITS, TARGETS
 from webgpu_compile.runtime.sampling import Sampling
 
@@ -43,7 +43,9 @@ def program_of(vocab_size: int, driven_by: str = "gpu") -> Program:
     )
     builder = Builder(gs.Graph(), {}, PORTABLE, decoder, 1)
     builder.tensor("logits", DType.F32, (1, 1, vocab_size), Role.OUTPUT)
-    builder.add(argmax(builder), *sample(builder))
+    logits, *parts = map(gs.Variable, ("logits", ARGMAX_VALUES, ARGMAX_INDICES))
+    builder.lower_node(gs.Node("ArgMaxParts", "argmax", inputs=[logits], outputs=parts, domain=DOMAIN))
+    builder.add(*sample(builder))
     return builder.program("decode", (), ("logits",))
 
 

@@ -32,14 +32,18 @@ import onnxruntime as ort
 from webgpu_compile.compiler.importer import ModelConfig, load_model
 from webgpu_compile.compiler.options import CompileOptions
 from webgpu_compile.compiler.passes import (
+    argmax,
     embedding,
     fuse_attention,
     fuse_bias,
     fuse_gated_mlp,
+    fuse_quantize,
+    fuse_residual_norm,
     int64,
     placement,
     precision,
     prune,
+    quantize,
     rotary_cache,
     sequence_length,
     simplify,
@@ -50,14 +54,18 @@ from webgpu_compile.compiler.passes.front import prepare
 from webgpu_compile.compiler.passes.runner import Group, Runner
 
 MODULES = (
+    argmax,
     embedding,
     fuse_attention,
     fuse_bias,
     fuse_gated_mlp,
+    fuse_quantize,
+    fuse_residual_norm,
     int64,
     placement,
     precision,
     prune,
+    quantize,
     rotary_cache,
     sequence_length,
     simplify,
@@ -71,14 +79,21 @@ WITH_CONFIG = (
     "split_rotary_cache",
     "check_mask_is_gone",
 )
+ARGUMENTS = {
+    "append_argmax": {"logits": "logits"},
+    "quantize_activations": {"activations": "auto"},
+    "select_last_token": {"logits": "logits"},
+}
 HEAD = '<ir_version: 10, opset_import: ["" : 22, "com.microsoft" : 1]>\n'
 SIZES = {"batch_size": 1, "sequence_length": 3, "past_sequence_length": 4, "total_sequence_length": 7}
 
 
 def find_pass(name: str, config: ModelConfig) -> Callable[[gs.Graph], int]:
-    """A pass by name, with its config where it takes one."""
+    """A pass by name, with its config or other arguments where it takes some."""
     rule = next(getattr(module, name) for module in MODULES if hasattr(module, name))
-    return partial(rule, config=config) if name in WITH_CONFIG else rule
+    if name in WITH_CONFIG:
+        return partial(rule, config=config)
+    return partial(rule, **ARGUMENTS[name]) if name in ARGUMENTS else rule
 
 
 @dataclass(frozen=True, slots=True)

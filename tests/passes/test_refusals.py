@@ -219,7 +219,7 @@ def test_shapes_that_do_not_fit(tmp_path: Path) -> None:
 def test_last_token_needs_a_norm(tmp_path: Path) -> None:
     text = "g (float[1, 3, 4] x) => (float[1, 3, 6] logits) <float[4, 6] w> { logits = MatMul (x, w) }"
     with pytest.raises(CompileError, match="no final norm and LM head were recognised"):
-        select_last_token(load_text(text, tmp_path))
+        select_last_token(load_text(text, tmp_path), "logits")
 
 
 def test_passes_that_never_settle(tmp_path: Path) -> None:

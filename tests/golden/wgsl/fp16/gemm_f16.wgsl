@@ -1,7 +1,6 @@
 // ONNX nodes:
 //   /model/layers.0/attn/qkv_proj/MatMul
 //   /model/layers.0/attn/qkv_proj/Add
-//   /model/layers.0/attn/GroupQueryAttention
 struct Sequence {
   past_length: u32,
   length: u32,

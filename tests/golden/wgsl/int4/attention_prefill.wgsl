@@ -1,5 +1,4 @@
 // ONNX nodes:
-//   /model/layers.0/attn/qkv_proj/MatMul_Q4
 //   /model/layers.0/attn/GroupQueryAttention
 enable f16;
 

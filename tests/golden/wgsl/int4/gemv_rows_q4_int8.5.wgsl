@@ -1,6 +1,5 @@
 // ONNX nodes:
 //   /model/layers.0/attn/qkv_proj/MatMul_Q4
-//   /model/layers.0/attn/GroupQueryAttention
 struct Sequence {
   past_length: u32,
   length: u32,

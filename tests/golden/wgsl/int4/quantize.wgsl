@@ -1,5 +1,6 @@
 // ONNX nodes:
-//   /model/layers.0/attn/o_proj/MatMul_Q4
+//   /model/layers.0/attn/qkv_proj/MatMul_Q4
+//   /model/layers.0/attn/GroupQueryAttention
 struct Sequence {
   past_length: u32,
   length: u32,
