@@ -79,7 +79,8 @@ class DecoderConfig:
 
     `io_dtype` ("f16" or "f32") is the dtype of logits, KV cache, norms and scales of an int4 model; fp16 and
     fp32 models have their own. `tied`: the embedding reads the LM head's matrix. `accuracy_level` 0 leaves
-    the attribute out (float activations); 4 allows int8 ones. `provider` only shows in genai_config.json.
+    the attribute out (float activations); 4 allows int8 ones. `activation` is of the gate: "silu", "gelu" or
+    "gelu_tanh". `provider` only shows in genai_config.json.
     """
 
     family: Family
@@ -96,6 +97,7 @@ class DecoderConfig:
     norm_epsilon: float = 1e-5
     tied: bool = False
     qkv_bias: bool = False
+    activation: str = "silu"
     sliding_window: int | None = None
     precision: Precision = Precision.INT4
     io_dtype: str = "f16"
@@ -121,6 +123,8 @@ class DecoderConfig:
         # MatMulNBits: a power of two, at least 16. ONNX Runtime's CPU kernels stop at 256.
         if self.block_size not in (16, 32, 64, 128, 256):
             raise ValueError(f"block_size is {self.block_size}: use 16, 32, 64, 128 or 256")
+        if self.activation not in ("silu", "gelu", "gelu_tanh"):
+            raise ValueError(f"activation is {self.activation!r}: use 'silu', 'gelu' or 'gelu_tanh'")
         if self.accuracy_level not in range(5):
             raise ValueError(f"accuracy_level is {self.accuracy_level}: use 0 to 4")
         if self.sliding_window is not None and self.sliding_window < 1:

@@ -193,14 +193,18 @@ class Decoder:
         return output
 
     def mlp(self, layer: int, source: str) -> None:
-        """SwiGLU: down(silu(gate(x)) · up(x))."""
+        """A gated MLP: down(act(gate(x)) · up(x))."""
         config, writer, io = self.config, self.writer, self.io
         base, shape = f"/model/layers.{layer}/mlp", self.hidden(config.intermediate_size)
         gate = self.matmul(f"{base}/gate_proj", source, config.hidden_size, config.intermediate_size, GAIN)
         up = self.matmul(f"{base}/up_proj", source, config.hidden_size, config.intermediate_size, GAIN)
-        sigmoid = writer.node("Sigmoid", [gate], f"{base}/act_fn/Sigmoid", io, shape)
-        silu = writer.node("Mul", [gate, sigmoid], f"{base}/act_fn/Mul", io, shape)
-        gated = writer.node("Mul", [silu, up], f"{base}/Mul", io, shape)
+        if config.activation == "silu":
+            sigmoid = writer.node("Sigmoid", [gate], f"{base}/act_fn/Sigmoid", io, shape)
+            activated = writer.node("Mul", [gate, sigmoid], f"{base}/act_fn/Mul", io, shape)
+        else:
+            form = {"approximate": "tanh" if config.activation == "gelu_tanh" else "none"}
+            activated = writer.node("Gelu", [gate], f"{base}/act_fn/Gelu", io, shape, attributes=form)
+        gated = writer.node("Mul", [activated, up], f"{base}/Mul", io, shape)
         self.delta = self.matmul(
             f"{base}/down_proj", gated, config.intermediate_size, config.hidden_size, self.residual_gain
         )

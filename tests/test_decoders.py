@@ -18,7 +18,6 @@ import webgpu_compile
 from conftest import Artifacts
 from decoder_cases import FAMILIES, FP16, GRAPH, MASKS, MOBIUS, PLAIN, SHAPES, long_rope, of, shape, spellings
 from reference import OrtDecoder
-from webgpu_compile.compiler.passes.front import FUSIONS
 from webgpu_compile.compiler.target import TARGETS
 from webgpu_compile.models import DecoderConfig, Precision
 
@@ -287,26 +286,3 @@ def test_models_saved_by_onnx_runtime(
     expected = fed(reference.run, ids, cuts)
     with webgpu_compile.load(tmp_path / "out") as session:
         assert error(ours(session, ids, cuts), expected) <= TOLERANCE["float"]
-
-
-@pytest.mark.parametrize("fusion", [rule.__name__ for rule in FUSIONS])
-@pytest.mark.parametrize(
-    "config",
-    [
-        pytest.param(of("tiny-qwen25", io_dtype="f32"), id="int4"),
-        pytest.param(of("tiny-qwen25", precision=Precision.FP32, io_dtype="f32"), id="fp32"),
-    ],
-)
-def test_a_fusion_left_out_changes_nothing(artifacts: Artifacts, config: DecoderConfig, fusion: str) -> None:
-    """f32 outputs, so that nothing but the order of f32 sums differs: 1e-3 is 1000 of their roundings."""
-    options: dict[str, Any] = {"max_length": 32, "prefill_chunks": (CHUNK,), "activations": "float"}
-    whole = artifacts.result(config, **options)
-    less = artifacts.result(config, **options, disable_passes=(fusion,))
-    assert whole.device.counts.by_pass()[fusion][0] > 0
-    assert less.device.counts.by_pass().get(fusion, (0, 0.0))[0] == 0
-    ids = ids_of(config, 24)
-    logits = []
-    for out in (whole.out, less.out):
-        with webgpu_compile.load(out) as session:
-            logits.append(ours(session, ids, [20, 21, 22]))
-    assert error(*logits) <= 1e-3

@@ -105,6 +105,26 @@ def test_erf(tmp_path: Path) -> None:
     check(model, {"x": x}, tmp_path, 1e-5)
 
 
+GELUS = {
+    "Gelu": ("", {}),
+    "Gelu-tanh": ("", {"approximate": "tanh"}),
+    "Gelu-microsoft": ("com.microsoft", {}),
+    "FastGelu": ("com.microsoft", {}),
+    "QuickGelu": ("com.microsoft", {}),
+    "QuickGelu-negative": ("com.microsoft", {"alpha": -0.5}),
+}
+
+
+@pytest.mark.parametrize("case", GELUS)
+def test_gelu(case: str, tmp_path: Path) -> None:
+    x = np.concatenate([np.linspace(-6, 6, 101), [-200, 200]]).astype(np.float32)
+    domain, attributes = GELUS[case]
+    node = helper.make_node(case.partition("-")[0], ["x"], ["y"], domain=domain, **attributes)
+    model = model_of([node], {"x": x}, {"y": ("float32", x.shape)})
+    model.opset_import.add(domain="com.microsoft", version=1)
+    check(model, {"x": x}, tmp_path, 1e-5)
+
+
 @pytest.mark.parametrize("op", ["Add", "Sub", "Mul", "Div"])
 @pytest.mark.parametrize(
     ("a", "b"),

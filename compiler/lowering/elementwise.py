@@ -33,6 +33,12 @@ FLOAT_UNARY = {
 }
 """f32 -> f32, `a` is the operand. round() in WGSL rounds halves to even, as ONNX Round does."""
 
+GELU = {
+    "none": "0.5 * a * (1.0 + erf(0.7071067811865476 * a))",
+    "tanh": "0.5 * a * (1.0 + tanh(clamp(0.7978845608028654 * (a + 0.044715 * a * a * a), -15.0, 15.0)))",
+}
+"""By the attribute `approximate`."""
+
 BINARY = {
     "Add": "a + b",
     "Sub": "a - b",
@@ -67,6 +73,27 @@ def unary(op: Op) -> list[Kernel]:
     if dtype == "i32":
         raise op.error("has an integer operand", "cast it to float32 first")
     return [elementwise(op, FLOAT_UNARY[op.node.op])]
+
+
+@lower("Gelu", limits="approximate none or tanh")
+@lower("Gelu", domain="com.microsoft")
+def gelu(op: Op) -> list[Kernel]:
+    """y = x · Φ(x), with erf or tanh. ONNX Gelu-20; com.microsoft version 1 (erf)."""
+    return [elementwise(op, GELU[op.attr("approximate", "none")])]
+
+
+@lower("FastGelu", domain="com.microsoft", limits="no bias")
+def fast_gelu(op: Op) -> list[Kernel]:
+    """y = x · Φ(x) with tanh. com.microsoft version 1."""
+    if op.value(1) is not None:
+        raise op.error("has a bias", "add the bias in a node of its own")
+    return [elementwise(op, GELU["tanh"])]
+
+
+@lower("QuickGelu", domain="com.microsoft")
+def quick_gelu(op: Op) -> list[Kernel]:
+    """y = x / (1 + exp(-alpha · x)). com.microsoft version 1."""
+    return [elementwise(op, f"a / (1.0 + exp(min({-float(op.attr('alpha', 1.702))!r} * a, 80.0)))")]
 
 
 @lower(*BINARY, dtypes=_NUMBERS)

@@ -259,6 +259,7 @@ _UNARY = (
     "Sigmoid",
     "Tanh",
     "Gelu",
+    "FastGelu",
     "Relu",
     "Sqrt",
     "Exp",
