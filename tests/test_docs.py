@@ -274,10 +274,11 @@ def test_adding_a_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_the_pass_page_names_exists() -> None:
     from webgpu_compile.compiler import graph
-    from webgpu_compile.compiler.passes import front, functions
+    from webgpu_compile.compiler.passes import front, function_bodies, functions
 
     for name in ("nodes", "producer", "small_value", "replace_reads", "sole_reader"):
         assert hasattr(graph, name)
-    assert front.FUSIONS
-    assert functions.BODIES
+    assert front.MODEL_FUSIONS
+    assert front.PROGRAM_FUSIONS
+    assert function_bodies.BODIES
     assert callable(functions.call)

@@ -16,7 +16,7 @@ from ..errors import CompileError
 from ..graph import is_graph_input, is_graph_output, nodes, operand, result
 from .config import ModelConfig
 
-PAST_INPUTS = {"GroupQueryAttention": 3, "QkvAttention": 5}  # past_key; past_value follows
+PAST_INPUT = 3  # of GroupQueryAttention: past_key; past_value follows
 SEQUENCE, PAST, TOTAL = "sequence_length", "past_sequence_length", "total_sequence_length"
 
 
@@ -86,9 +86,8 @@ def _decoder_dims(graph: gs.Graph, config: ModelConfig) -> dict[str, int | str]:
 def caches(graph: gs.Graph) -> list[tuple[gs.Tensor | None, gs.Tensor | None]]:
     """(past, present) of every key and value cache, in the order of the nodes."""
     found = []
-    for node in nodes(graph, "GroupQueryAttention", "QkvAttention"):
-        first = PAST_INPUTS[node.op]
-        found += [(operand(node, first + i), result(node, 1 + i)) for i in (0, 1)]
+    for node in nodes(graph, "GroupQueryAttention"):
+        found += [(operand(node, PAST_INPUT + i), result(node, 1 + i)) for i in (0, 1)]
     return found
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from ..importer.external import storage_key
-from ..passes.functions import INT8_BLOCK
+from ..passes.function_bodies import INT8_BLOCK
 from ..passes.rotary_cache import constants_of_where
 from ..program import DType, Kernel, Role, Source, Tensor, Weight
 from .attention import (

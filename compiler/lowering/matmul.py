@@ -8,7 +8,8 @@ from math import prod
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from ..passes.functions import INT8_BLOCK, int8_block
+from ..passes.function_bodies import INT8_BLOCK
+from ..passes.functions import int8_block
 from ..passes.fuse_residual_norm import deferred_epsilon
 from ..program import DType, Kernel, Role
 from .builder import WEIGHT_STORAGE, Op, lower

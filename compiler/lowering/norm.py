@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import prod
 
-from ..passes.functions import INT8_BLOCK
+from ..passes.function_bodies import INT8_BLOCK
 from ..program import Access, Binding, Kernel
 from .builder import Op, lower, reads, writes
 from .quantize import quantized_scales, quantized_squares, write_int8

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import prod
 
-from ..passes.functions import INT8_BLOCK
+from ..passes.function_bodies import INT8_BLOCK
 from ..program import Access, Binding, Constant, DType, Kernel, Role, Tensor
 from ..sequence import SEQUENCE
 from .builder import Op, fold_grid, lower

@@ -17,7 +17,8 @@ import onnx_graphsurgeon as gs
 
 from ..errors import CompileError
 from ..importer.external import ExternalValues
-from .functions import DOMAIN, OVERLOADED, SOURCES, function_proto, is_call, overload
+from .function_bodies import OVERLOADED
+from .functions import DOMAIN, SOURCES, function_proto, is_call, overload
 from .runner import PassRecord
 
 MAX_COPY_NBYTES = 256 << 20

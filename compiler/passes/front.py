@@ -47,7 +47,7 @@ from .simplify import (
     merge_casts,
 )
 from .symbolic import fold_shapes
-from .verify import verify
+from .verify import check_is_model, verify
 
 MODEL_FUSIONS: tuple[Pass, ...] = (fuse_matmul_bias, fuse_gated_mlp)
 PROGRAM_FUSIONS: tuple[Pass, ...] = (fuse_qkv_attention, fuse_residual_norm, fuse_quantize, fuse_argmax)
@@ -172,6 +172,7 @@ def front(
     model = load_model(path, options)
     runner = Runner(frozenset(options.disable_passes), (dumper,) if dumper else ())
     graph = model.graph
+    check_is_model(graph)
     n_nodes = sum(node.op != "Constant" for node in graph.nodes)
     prepare(graph)
     if dumper:

@@ -7,7 +7,8 @@ import logging
 import onnx_graphsurgeon as gs
 
 from ..graph import label, n_rows, nodes, operand, producer, sole_reader
-from .functions import GQA_ATTRS, INT8_BLOCK, call
+from .function_bodies import GQA_ATTRS, INT8_BLOCK
+from .functions import call
 from .projection import PROJECTIONS, fits_a_binding, is_plain, kind, nbits_attrs, weights
 
 CACHE_INPUTS, ROTARY_INPUTS = range(3, 7), range(7, 9)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import onnx_graphsurgeon as gs
 
 from ..graph import is_constant, nodes, operand, producer, readers
-from .functions import INT8_BLOCK, call
+from .function_bodies import INT8_BLOCK
+from .functions import call
 from .projection import GROUP_INDEX, nbits_attrs, weights
 
 

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import onnx_graphsurgeon as gs
 
 from ..graph import detach, is_read, n_rows, nodes, operand, producer, readers, result, sole_reader
-from .functions import INT8_BLOCK, call, int8_block
+from .function_bodies import INT8_BLOCK
+from .functions import call, int8_block
 from .fuse_attention import ROTARY_INPUTS, attention_attrs, can_be_called
 from .projection import fits_a_binding
 

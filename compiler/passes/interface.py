@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 from ..errors import CompileError
 from ..graph import is_graph_input, is_graph_output, label, nodes, operand, result
 from ..importer import ImportedModel, ModelConfig, Port
-from ..importer.dims import PAST_INPUTS
+from ..importer.dims import PAST_INPUT
 from .sequence_length import WORD
 
 
@@ -102,10 +102,9 @@ def bind_caches(graph: gs.Graph) -> int:
 
 def _caches(graph: gs.Graph) -> tuple[KvPair, ...]:
     pairs = []
-    for node in nodes(graph, "GroupQueryAttention", "QkvAttention"):
-        first = PAST_INPUTS[node.op]
-        for offset, present_index in ((0, 1), (1, 2)):
-            past, present = operand(node, first + offset), result(node, present_index)
+    for node in nodes(graph, "GroupQueryAttention"):
+        for offset in (0, 1):
+            past, present = operand(node, PAST_INPUT + offset), result(node, 1 + offset)
             if past is None or present is None:
                 continue
             if not is_graph_input(graph, past) or not is_graph_output(graph, present):

@@ -9,7 +9,7 @@ import onnx_graphsurgeon as gs
 
 from ..graph import is_constant, operand
 from ..target import SPEC_LIMITS
-from .functions import NBITS_ATTRS
+from .function_bodies import NBITS_ATTRS
 
 PROJECTIONS = ("MatMulNBits", "MatMul", "MatMulBias")
 SCALES, ZERO_POINTS, GROUP_INDEX, BIAS = 2, 3, 4, 5  # inputs of MatMulNBits, com.microsoft version 1
@@ -24,7 +24,7 @@ def is_plain(node: gs.Node) -> bool:
 
 
 def kind(node: gs.Node) -> str:
-    """The overload of `functions.BODIES` that means the product."""
+    """The overload of a call's body that means the product."""
     return {"MatMulNBits": "nbits", "MatMul": "dense", "MatMulBias": "dense_bias"}[node.op]
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import onnx_graphsurgeon as gs
 
 from ..graph import fresh_name, nodes, readers
-from .functions import DOMAIN, INT8_BLOCK, SOURCES, sources
+from .function_bodies import INT8_BLOCK
+from .functions import DOMAIN, SOURCES, sources
 
 ACCURACY_INT8 = 4  # accuracy_level of MatMulNBits, com.microsoft version 1
 

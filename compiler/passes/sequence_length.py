@@ -174,7 +174,7 @@ def check_mask_is_gone(graph: gs.Graph, config: ModelConfig) -> int:
     Raises:
         CompileError: naming the first node that reads it.
     """
-    if not nodes(graph, "GroupQueryAttention", "QkvAttention"):
+    if not nodes(graph, "GroupQueryAttention"):
         return 0
     for port in graph.inputs:
         if port.name in (config.mask_input, config.position_input) and readers(port):

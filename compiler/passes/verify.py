@@ -9,6 +9,8 @@ import onnx_graphsurgeon as gs
 
 from ..errors import CompileError
 from ..graph import is_constant, label
+from .function_bodies import MODEL_CALLS
+from .functions import is_call
 from .placement import CONTROL, HOST_OPERANDS, METADATA, TO_HOST, host_reason, memcpy_nodes, place
 from .sequence_length import WORD
 
@@ -36,6 +38,14 @@ def verify(graph: gs.Graph, knows: Callable[[gs.Node], bool] | None = None, on_h
     check_integers(graph)
     if knows is not None:
         check_operators(graph, knows)
+
+
+def check_is_model(graph: gs.Graph) -> None:
+    """A dump of the model may be compiled again, a dump of one of its programs not."""
+    for node in graph.nodes:
+        if is_call(node) and node.op not in MODEL_CALLS:
+            problem = "it belongs to one program of a model, as dumps named after a program do"
+            raise CompileError(label(node), problem, "compile the model itself, or an earlier dump of it")
 
 
 def check_structure(graph: gs.Graph) -> None:

@@ -17,6 +17,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import webgpu_compile
+from webgpu_compile.compiler.errors import CompileError
 from webgpu_compile.compiler.importer.external import ExternalValues, same_bytes, storage_key
 from webgpu_compile.compiler.options import CompileOptions
 from webgpu_compile.compiler.passes.dump import export, to_model
@@ -237,6 +238,15 @@ def test_a_dump_compiles_again(tmp_path: Path) -> None:
         0,
     )  # what a conventional runtime would still copy
     assert again.interface.caches == model.interface.caches
+
+
+def test_a_dump_of_a_program_is_refused(tmp_path: Path) -> None:
+    """It has one number of rows, so it is no model: one sentence says what to compile instead."""
+    path = write_decoder(tmp_path / "model", preset("tiny-llama"), weights=False)
+    graph = program_graph(front(path, CompileOptions(check=True)), CompileOptions(), "decode", 1).graph
+    export(graph, tmp_path / "decode" / "model.onnx")
+    with pytest.raises(CompileError, match=r"belongs to one program .* compile the model itself"):
+        front(tmp_path / "decode", CompileOptions(check=True))
 
 
 @pytest.mark.parametrize("precision", [Precision.INT4, Precision.FP16])
