@@ -59,7 +59,7 @@ def lower(artifacts: Any) -> Lower:
     result = artifacts.result(CONFIG, **OPTIONS, check=True)
 
     def decode(target: Target) -> Sequence[Program]:
-        return lower_model(result.device, result.options, [target], only="decode")[target.name]
+        return lower_model(result.device, result.graphs, result.options, [target], only="decode")[target.name]
 
     return decode
 
