@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .emit.artifact import check_replaceable, copy_model_files, replacing, write_manifest, write_shaders
+from .emit.artifact import check_replaceable, copy_model_files, replacing, write_json, write_shaders
+from .emit.details import FILE as DETAILS
+from .emit.details import details
 from .emit.manifest import manifest
 from .emit.model import model_json, ports_json, sequence_json
 from .emit.report import write_report
+from .emit.schedules import Schedules
 from .emit.shaders import ShaderSet, render_shaders
 from .emit.shards import write_shard
 from .emit.web import write_web_files
@@ -157,17 +160,13 @@ def _emit(
         producer = f"webgpu-compile {__version__}"
         copied = copy_model_files(device.folder, folder) | write_web_files(folder)
         copied |= write_report(folder, device, planned, shaders, options, producer)
-        document = manifest(
-            planned,
-            shaders,
-            shards,
-            model_json(device),
-            sequence_json(device, planned, options),
-            lambda program: ports_json(device, program),
-            copied,
-            producer,
-        )
-        write_manifest(folder, document)
+        schedules = Schedules(planned, shaders, lambda program: ports_json(device, program))
+        sequence = sequence_json(device, planned, options)
+        capacity = sequence["capacity"] if sequence else 0
+        copied |= write_json(folder, DETAILS, details(device, planned, schedules, capacity))
+        model = model_json(device)
+        document = manifest(planned, schedules, shaders, shards, model, sequence, copied, producer)
+        write_json(folder, "manifest.json", document)
         return {
             str(file.relative_to(folder)): file.stat().st_size
             for file in sorted(folder.rglob("*"))

@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .emit.model import sequence_json, state_nbytes
+from .emit.names import model_name
 from .pipeline import Result
 from .plan import BufferKind, Plan
 from .tuning import Tuning
@@ -36,9 +37,7 @@ class Row:
 
 def headline(result: Result) -> str:
     """What happened, in one line."""
-    name = (
-        result.device.file.name if result.device.file.stem != "model" else result.device.folder.resolve().name
-    )
+    name = model_name(result.device.file)
     if result.options.check:
         return f"{name} compiles."
     if result.files is None:

@@ -13,6 +13,7 @@ import msgspec
 
 from .check_manifest import check_manifest
 from .errors import RuntimeFailure
+from .programs import Variant
 from .schema import VERSION, Manifest
 
 MAX_MANIFEST_NBYTES = 64 << 20
@@ -28,6 +29,7 @@ class Artifact:
 
     folder: Path
     manifest: Manifest
+    variants: tuple[Variant, ...]
 
     def shader_source(self, index: int, *, verify: bool = True) -> str:
         """The WGSL of shader `index`, with its hash checked.
@@ -75,8 +77,7 @@ def open_artifact(path: str | Path) -> Artifact:
         )
     data = read_bounded(folder, "manifest.json", MAX_MANIFEST_NBYTES)
     manifest = decode_manifest(data)
-    check_manifest(manifest)
-    return Artifact(folder.resolve(), manifest)
+    return Artifact(folder.resolve(), manifest, check_manifest(manifest))
 
 
 def decode_manifest(data: bytes) -> Manifest:

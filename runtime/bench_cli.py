@@ -14,12 +14,13 @@ from .bench_kernels import ProgramTime, time_program
 from .bench_report import Report, text
 from .bench_timer import GpuTimer
 from .chunks import choose_chunks
+from .details import ProgramDetails, read_details
 from .device import choose_variant, request_adapter
 from .errors import RuntimeFailure
 from .inspect_tables import printable
 from .limits import NATIVE_FEATURES, granted
 from .loading import load
-from .schema import Variant
+from .programs import Variant
 from .sequence import Writer
 from .session import TOKENS_PER_SUBMIT, Session
 
@@ -92,13 +93,14 @@ def run(
     Raises:
         RuntimeFailure: the artifact or the adapter cannot be used, or a test does not fit the cache.
     """
-    manifest = open_artifact(folder).manifest
+    artifact = open_artifact(folder)
+    manifest = artifact.manifest
     if manifest.sequence is None:
         raise RuntimeFailure(f"{folder}", "is no language model", "webgpu-bench measures tokens per second")
     tests = plan(prompts, generated, depths)
     check_fits(tests, manifest.sequence.capacity)
     adapter = request_adapter()
-    chosen, _ = choose_variant(manifest.variants, adapter, variant)
+    chosen, _ = choose_variant(artifact.variants, adapter, variant)
     timestamps = kernels and "timestamp-query" in adapter.features
     device = _device(adapter, chosen, timestamps)
     try:
@@ -107,10 +109,11 @@ def run(
             results = [bench.run(test, repeats) for test in tests]
             ceilings, programs = None, []
             if timestamps:
+                details = read_details(artifact)
                 timer = GpuTimer(device, 512)
                 ceilings = measure_ceilings(device, timer)
                 programs = [
-                    _time(session, bench, chosen, name, depth, timer, ceilings)
+                    _time(session, bench, chosen, name, depth, timer, ceilings, details.of(chosen, name))
                     for name, depth in _programs(results, chosen)
                 ]
             return Report(
@@ -164,6 +167,7 @@ def _time(
     depth: int,
     timer: GpuTimer,
     ceilings: Ceilings,
+    details: ProgramDetails,
 ) -> ProgramTime:
     program, resources = variant.programs[name], session._alive()
     state = session.manifest.sequence
@@ -183,7 +187,9 @@ def _time(
         name,
         program,
         depth,
-        manifest=session.manifest,
+        details=details,
+        capacity=state.capacity,
+        shader_names=[shader.file for shader in session.manifest.shaders],
         resources=resources,
         timer=timer,
         ceilings=ceilings,

@@ -10,9 +10,10 @@ from typing import Any
 
 from .bench_ceilings import Ceilings
 from .bench_timer import GpuTimer
+from .details import ProgramDetails, StepDetails
+from .programs import Dispatch, Program
 from .replay import DispatchCall, Recorder, emptied
 from .resources import Resources
-from .schema import Dispatch, Manifest, Program
 
 ENCODINGS = 20  # of which the median counts
 
@@ -58,7 +59,9 @@ def time_program(
     program: Program,
     depth: int,
     *,
-    manifest: Manifest,
+    details: ProgramDetails,
+    capacity: int,
+    shader_names: Sequence[str],
     resources: Resources,
     timer: GpuTimer,
     ceilings: Ceilings,
@@ -74,26 +77,23 @@ def time_program(
     """
     prepared = resources.programs[name]
     calls = [call for call in prepared.keep if isinstance(call, DispatchCall)]
-    steps = [step for step in program.steps if isinstance(step, Dispatch)]
+    pairs = zip(program.steps, details.steps, strict=True)
+    steps = [(step, facts) for step, facts in pairs if isinstance(step, Dispatch)]
     timed = [
-        (step, (call.pipeline, call.bind_group, call.grid))
-        for step, call in zip(steps, calls, strict=True)
+        (step, facts, (call.pipeline, call.bind_group, call.grid))
+        for (step, facts), call in zip(steps, calls, strict=True)
         if call.indirect is None
     ]
     whole, single = [], []
     for _ in range(repeats + 1):
         rewind()
-        whole.append(timer.seconds([[call for _, call in timed]])[0])
+        whole.append(timer.seconds([[call for *_, call in timed]])[0])
         rewind()
-        single.append(_one_by_one(timer, [call for _, call in timed]))
+        single.append(_one_by_one(timer, [call for *_, call in timed]))
     medians = [median(samples) for samples in zip(*single[1:], strict=True)]
-    length = depth + max(program.rows, 1)
-    kernels = _together(
-        [(step, seconds) for (step, _), seconds in zip(timed, medians, strict=True)],
-        manifest,
-        ceilings,
-        length,
-    )
+    filled = min((depth + max(program.rows, 1)) / capacity, 1.0)
+    measured = [(step, facts, one) for (step, facts, _), one in zip(timed, medians, strict=True)]
+    kernels = _together(measured, shader_names, ceilings, filled)
     host = _host_seconds(resources.recorder, prepared, per_submit)
     return ProgramTime(name, depth, len(calls), median(whole[1:]), host, kernels)
 
@@ -118,25 +118,26 @@ def _host_seconds(recorder: Recorder, prepared: Any, per_submit: int) -> float:
 
 
 def _together(
-    timed: Sequence[tuple[Dispatch, float]], manifest: Manifest, ceilings: Ceilings, length: int
+    measured: Sequence[tuple[Dispatch, StepDetails, float]],
+    shader_names: Sequence[str],
+    ceilings: Ceilings,
+    filled: float,
 ) -> tuple[KernelTime, ...]:
-    groups: dict[tuple[int, tuple[int, ...]], list[tuple[Dispatch, float]]] = {}
-    for step, seconds in timed:
-        groups.setdefault((step.shader, tuple(step.grid or ())), []).append((step, seconds))
+    groups: dict[tuple[int, tuple[int, ...]], list[tuple[Dispatch, StepDetails, float]]] = {}
+    for each in measured:
+        step = each[0]
+        groups.setdefault((step.shader, step.grid or ()), []).append(each)
     kernels = []
     for (shader, grid), members in groups.items():
-        step = members[0][0]
-        seconds = sum(one for _, one in members)
-        nbytes, n_ops = (
-            moved_nbytes(step, manifest, length),
-            int(2 * step.work * _filled(step, manifest, length)),
-        )
+        step, facts, _ = members[0]
+        seconds = sum(one for *_, one in members)
+        nbytes, n_ops = moved_nbytes(facts, filled), n_operations(facts, filled)
         by_read = nbytes / ceilings.read
         by_ops = n_ops / (ceilings.int8 if "int8" in step.kernel else ceilings.f32)
         kernels.append(
             KernelTime(
                 step.kernel,
-                manifest.shaders[shader].file,
+                shader_names[shader],
                 grid,
                 len(members),
                 seconds,
@@ -149,25 +150,11 @@ def _together(
     return tuple(sorted(kernels, key=lambda kernel: -kernel.seconds))
 
 
-def moved_nbytes(step: Dispatch, manifest: Manifest, length: int) -> int:
-    """Bytes that `step` has to read or write with `length` positions in the sequence.
-
-    Of a look-up only what it writes counts, twice: the table's other rows are not read. Of the caches the
-    filled part counts.
-    """
-    if step.kernel in ("embed", "gather"):
-        return 2 * step.writes
-    total = 0
-    for bound in step.bindings:
-        if manifest.buffers[bound.buffer].kind != "state":
-            total += bound.nbytes
-        elif step.kernel.startswith("attention"):  # others append a position, or read a few words
-            total += int(bound.nbytes * _filled(step, manifest, length))
-    return total
+def moved_nbytes(step: StepDetails, filled: float) -> int:
+    """Bytes that a step has to read or write when this part of the KV cache is filled."""
+    return step.reads + step.writes - int(step.cache * (1 - filled))
 
 
-def _filled(step: Dispatch, manifest: Manifest, length: int) -> float:
-    """The part of its greatest work that a kernel does at this length: attention looks at what is there."""
-    if manifest.sequence is None or not step.kernel.startswith("attention"):
-        return 1.0
-    return min(length / manifest.sequence.capacity, 1.0)
+def n_operations(step: StepDetails, filled: float) -> int:
+    """Operations of a step, two per multiply-accumulate: attention does those of what is in the cache."""
+    return int(2 * step.work * (filled if step.cache else 1.0))

@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from math import prod
 
+from msgspec.structs import astuple
+
 from .check_steps import check_steps
-from .errors import RuntimeFailure
+from .errors import InconsistencyError, RuntimeFailure
 from .limits import DEFAULTS, buffers_of, granted
 from .ports import STORAGE_NBYTES
-from .schema import Manifest, Port, Program, Variant
+from .programs import Variant, spell_out
+from .schema import Manifest, Port
 
 ALIGNMENT = 256
 DECODE = ("decode", "decode_sampled")
@@ -22,12 +25,8 @@ SEQUENCE_WORDS = ("past_length", "length", "total_length", "call_length", "n_tok
 GENERATION_WORDS = ("limit", "stop", "n_stop_tokens", "stop_tokens")
 
 
-class InconsistencyError(Exception):
-    """What does not fit, without the sentence around it."""
-
-
-def check_manifest(manifest: Manifest) -> None:
-    """Check a decoded manifest.
+def check_manifest(manifest: Manifest) -> tuple[Variant, ...]:
+    """Check a decoded manifest; returns its variants, spelled out.
 
     Raises:
         RuntimeFailure: naming the first thing that does not fit.
@@ -36,13 +35,16 @@ def check_manifest(manifest: Manifest) -> None:
         _check_names(manifest)
         _check_buffers(manifest)
         _check_shards(manifest)
+        _check_ranges(manifest)
         _check_model(manifest)
-        for variant in manifest.variants:
+        variants = spell_out(manifest)
+        for variant in variants:
             _check_variant(manifest, variant)
     except InconsistencyError as error:
         raise RuntimeFailure(
             "manifest.json", f"is inconsistent: {error}", "compile the model again with webgpu-compile"
         ) from None
+    return variants
 
 
 def require(condition: bool, message: str) -> None:
@@ -56,7 +58,6 @@ def _unique(what: str, names: Sequence[str]) -> None:
 
 def _check_names(manifest: Manifest) -> None:
     _unique("buffers", [buffer.name for buffer in manifest.buffers])
-    _unique("weights", [weight.name for weight in manifest.weights])
     # Without case: the artifact may be copied to a file system that does not tell a from A.
     _unique("shards", [shard.file.lower() for shard in manifest.shards])
     _unique("shaders", [shader.file.lower() for shader in manifest.shaders])
@@ -71,7 +72,7 @@ def _check_buffers(manifest: Manifest) -> None:
 
 
 def _check_shards(manifest: Manifest) -> None:
-    """Shards and weight buffers are the same bytes; the weights of a shard do not overlap."""
+    """Shards and weight buffers are the same bytes."""
     filled = set()
     for shard in manifest.shards:
         name = f"shard {shard.file!r}"
@@ -93,35 +94,30 @@ def _check_shards(manifest: Manifest) -> None:
         require(len(shard.blocks) == -(-shard.nbytes // block), f"{name} has too many or too few hashes")
     for index, buffer in enumerate(manifest.buffers):
         require(buffer.kind != "weights" or index in filled, f"no shard fills buffer {buffer.name!r}")
-    _check_weights(manifest)
 
 
-def _check_weights(manifest: Manifest) -> None:
-    ends: dict[int, int] = {}
-    for weight in sorted(manifest.weights, key=lambda weight: (weight.shard, weight.offset)):
-        name = f"weight {weight.name!r}"
-        require(weight.shard < len(manifest.shards), f"{name} has no shard")
-        shard = manifest.shards[weight.shard]
-        require(weight.offset % ALIGNMENT == 0, f"{name} is not aligned")
-        size = prod(weight.shape) * STORAGE_NBYTES[weight.dtype]
-        require(-(-size // 4) * 4 == weight.nbytes, f"the shape of {name} does not give its size")
-        require(ends.get(weight.shard, 0) <= weight.offset, f"{name} overlaps another")
-        ends[weight.shard] = weight.offset + weight.nbytes
-        require(ends[weight.shard] <= shard.nbytes - shard.data_offset, f"{name} ends behind its shard")
+def _check_ranges(manifest: Manifest) -> None:
+    for index, (buffer, offset, nbytes) in enumerate(map(astuple, manifest.ranges)):
+        require(buffer < len(manifest.buffers), f"range {index} is in a buffer that does not exist")
+        name, size = manifest.buffers[buffer].name, manifest.buffers[buffer].nbytes
+        require((offset | nbytes) % 4 == 0, f"range {index} of {name!r} is not a multiple of 4")
+        require(offset + nbytes <= size, f"range {index} is outside of {name!r}")
 
 
 def _check_model(manifest: Manifest) -> None:
-    sequence = manifest.sequence
-    if sequence is not None:
-        require("input_ids" in {port.name for port in manifest.model.inputs}, "a decoder has no input_ids")
-        require("logits" in {port.name for port in manifest.model.outputs}, "a decoder has no logits")
+    model, sequence = manifest.model, manifest.sequence
     require(
-        (manifest.model.kind == "decoder") == (sequence is not None),
-        "a decoder has a sequence, and nothing else has",
+        (model.kind == "decoder") == (sequence is not None), "a decoder has a sequence, and nothing else has"
     )
-    _check_ports(manifest, (*manifest.model.inputs, *manifest.model.outputs), concrete=False)
     if sequence is None:
         return
+    inputs = {port.name for port in model.inputs}
+    require(sequence.ids in inputs, f"the model has no input {sequence.ids!r}")
+    require({sequence.mask, sequence.positions} <= inputs | {None}, "the model has no such mask or positions")
+    require(
+        sequence.logits in {port.name for port in model.outputs},
+        f"the model has no output {sequence.logits!r}",
+    )
     require(max(sequence.buffer, sequence.tokens) < len(manifest.buffers), "the sequence has no buffer")
     words, tokens = manifest.buffers[sequence.buffer], manifest.buffers[sequence.tokens]
     require(words.kind == tokens.kind == "state", "the sequence's buffers are not state")
@@ -145,9 +141,10 @@ def _check_model(manifest: Manifest) -> None:
 def _check_variant(manifest: Manifest, variant: Variant) -> None:
     for name in variant.limits:
         require(name in DEFAULTS, f"variant {variant.name!r} asks for the unknown limit {name!r}")
+    for program in variant.programs.values():
+        _check_ports(manifest, (*program.inputs, *program.outputs))
     limits = granted(variant)
     for index in buffers_of(manifest, variant):
-        require(index < len(manifest.buffers), f"variant {variant.name!r} uses a buffer that does not exist")
         buffer = manifest.buffers[index]
         require(
             buffer.nbytes <= limits["max-buffer-size"],
@@ -156,8 +153,6 @@ def _check_variant(manifest: Manifest, variant: Variant) -> None:
     _check_programs(manifest, variant)
     for name, program in variant.programs.items():
         where = f"program {name!r} of variant {variant.name!r}"
-        _check_ports(manifest, (*program.inputs, *program.outputs), concrete=True)
-        _check_lifetimes(manifest, program, where)
         problem = check_steps(manifest, variant, program)
         require(problem is None, f"{where}, {problem}")
 
@@ -188,7 +183,7 @@ def _check_programs(manifest: Manifest, variant: Variant) -> None:
         require(program.rows == 1 if kind == "decode" else program.rows >= 1, f"{name!r} has no rows")
         kinds[kind] = True
         shape = [1, program.rows if kind == "logits" else 1, manifest.sequence.vocab_size]
-        found = [port.shape for port in program.outputs if port.name == "logits"]
+        found = [port.shape for port in program.outputs if port.name == manifest.sequence.logits]
         require(found == [shape], f"{where}, {name!r} does not give logits of shape {shape}")
     require(kinds["prefill"], f"{where} has no program 'prefill_N'")
     samples = "sampling" in manifest.sequence.words
@@ -196,28 +191,13 @@ def _check_programs(manifest: Manifest, variant: Variant) -> None:
     require(kinds["logits"] == manifest.sequence.all_logits, f"{where}: 'logits_N' and all_logits disagree")
 
 
-def _check_ports(manifest: Manifest, ports: Iterable[Port], *, concrete: bool) -> None:
+def _check_ports(manifest: Manifest, ports: Iterable[Port]) -> None:
     for port in ports:
-        if concrete:
-            require(port.buffer is not None, f"port {port.name!r} has no buffer")
-            require(
-                all(isinstance(dim, int) for dim in port.shape), f"port {port.name!r} has a symbolic shape"
-            )
-            size = prod(dim for dim in port.shape if isinstance(dim, int)) * STORAGE_NBYTES[port.storage]
-            require(
-                size <= port.nbytes <= size + ALIGNMENT,
-                f"the shape of port {port.name!r} does not give its size",
-            )
-        if port.buffer is None:
-            continue
-        require(port.buffer < len(manifest.buffers), f"port {port.name!r} has no buffer")
+        size = prod(port.shape) * STORAGE_NBYTES[port.storage]
+        name = f"port {port.name!r}"
+        require(size <= port.nbytes <= size + ALIGNMENT, f"the shape of {name} does not give its size")
+        require(port.buffer < len(manifest.buffers), f"{name} has no buffer")
         buffer = manifest.buffers[port.buffer]
-        require(port.nbytes <= buffer.nbytes, f"port {port.name!r} is larger than its buffer")
-        require(port.nbytes % 4 == 0, f"the size of port {port.name!r} is not a multiple of 4")
-        require(buffer.kind != "weights", f"port {port.name!r} is in a weight buffer")
-
-
-def _check_lifetimes(manifest: Manifest, program: Program, where: str) -> None:
-    for life in program.lifetimes:
-        require(life.buffer < len(manifest.buffers), f"{where}: {life.name!r} has no buffer")
-        require(life.first <= life.last < len(program.steps), f"{where}: {life.name!r} lives out of range")
+        require(port.nbytes <= buffer.nbytes, f"{name} is larger than its buffer")
+        require(port.nbytes % 4 == 0, f"the size of {name} is not a multiple of 4")
+        require(buffer.kind != "weights", f"{name} is in a weight buffer")

@@ -11,12 +11,11 @@ from .chunks import choose_chunks
 from .errors import RuntimeFailure
 from .generate import prefill_sizes
 from .ports import STORAGE_NBYTES, Array, from_storage
+from .programs import Variant
 from .readback import Range, Readback
 from .resources import Resources
-from .schema import Manifest, Port, Variant
+from .schema import Manifest, Port
 from .sequence import History, Writer, check_capacity, token_ids
-
-IDS = "input_ids"
 
 
 class DecoderRun:
@@ -51,34 +50,38 @@ class DecoderRun:
         tokens = history.tokens + new
         check_capacity(len(tokens), len(history.tokens), self._state.capacity)
         self._check_other_inputs(inputs, len(history.tokens), len(tokens))
+        caches = {port.name: port for port in self._programs["decode"].outputs if self._is_cache(port)}
         for name in names:
-            if name != "logits" and not name.startswith("present"):
-                raise RuntimeFailure(f"output {name!r}", "cannot be read", "ask for logits or present.*")
+            if name != self._state.logits and name not in caches:
+                raise RuntimeFailure(
+                    f"output {name!r}", "cannot be read", f"ask for {self._state.logits} or present.*"
+                )
         self._writer.write_tokens(tokens, history.past)
         self._writer.write_words(history.past, len(tokens), self._state.capacity + 1)
-        every_row = "logits" in names and self._state.all_logits
+        every_row = self._state.logits in names and self._state.all_logits
         logits = self._replay(len(tokens), len(new), "logits" if every_row else "prefill")
         history.tokens.extend(new)
         history.past = len(history.tokens)
-        return {name: logits if name == "logits" else self._present(name) for name in names}
+        return {name: logits if name == self._state.logits else self._present(caches[name]) for name in names}
 
     def _new_tokens(self, inputs: Mapping[str, Any]) -> list[int]:
-        if IDS not in inputs:
-            raise RuntimeFailure(f"input {IDS!r}", "is missing", "give the new token ids as an array [1, S]")
-        new = token_ids(inputs[IDS], self._state.vocab_size, f"input {IDS!r}")
+        ids = self._state.ids
+        if ids not in inputs:
+            raise RuntimeFailure(f"input {ids!r}", "is missing", "give the new token ids as an array [1, S]")
+        new = token_ids(inputs[ids], self._state.vocab_size, f"input {ids!r}")
         if not new:
-            raise RuntimeFailure(f"input {IDS!r}", "is empty", "give at least one token")
+            raise RuntimeFailure(f"input {ids!r}", "is empty", "give at least one token")
         return new
 
     def _check_other_inputs(self, inputs: Mapping[str, Any], known: int, total: int) -> None:
         for name, value in inputs.items():
-            if name.startswith("past"):
+            if name not in (self._state.ids, self._state.mask, self._state.positions):
                 raise RuntimeFailure(
                     f"input {name!r}",
                     "cannot be given",
                     "leave it out: the session keeps the KV cache between calls, and reset() empties it",
                 )
-            if name == "attention_mask":
+            if name == self._state.mask:
                 mask = np.asarray(value)
                 if mask.shape not in ((1, total), (total,)) or not np.all(mask == 1):
                     raise RuntimeFailure(
@@ -86,7 +89,8 @@ class DecoderRun:
                         f"is not all ones of shape [1, {total}] (past and new tokens)",
                         "leave it out, or call reset() before a new sequence; padding is not supported",
                     )
-            if name == "position_ids" and np.asarray(value).ravel().tolist() != list(range(known, total)):
+            expected = list(range(known, total))
+            if name == self._state.positions and np.asarray(value).ravel().tolist() != expected:
                 raise RuntimeFailure(
                     f"input {name!r}",
                     f"is not {known} to {total - 1}",
@@ -119,25 +123,23 @@ class DecoderRun:
         if not rows:
             self._resources.recorder.submit([program])
             return None
-        port = next(port for port in self._programs[name].outputs if port.name == "logits")
+        port = next(port for port in self._programs[name].outputs if port.name == self._state.logits)
         row = self._state.vocab_size * STORAGE_NBYTES[port.storage]
         begin, end = rows.start * row // 4 * 4, -(-rows.stop * row // 4) * 4
-        (data,) = self._readback.run([program], [(port.buffer or 0, begin, end - begin)])
+        (data,) = self._readback.run([program], [(port.buffer, begin, end - begin)])
         shape = [1, len(rows), self._state.vocab_size]
         return from_storage(port, memoryview(data)[rows.start * row - begin :], shape)
 
-    def _present(self, name: str) -> Array:
+    def _is_cache(self, port: Port) -> bool:
+        return len(port.shape) == 4 and port.shape[0] == 1 and port.shape[2] == self._state.capacity
+
+    def _present(self, port: Port) -> Array:
         """The valid part [1, kv_heads, total, head_size] of a cache [1, kv_heads, capacity, head_size]."""
-        port = next((port for port in self._programs["decode"].outputs if port.name == name), None)
-        match port:
-            case Port(buffer=int(buffer), shape=[1, int(heads), int(capacity), int(size)]):
-                pass
-            case _:
-                raise RuntimeFailure(f"output {name!r}", "cannot be read", "ask for logits")
+        _, heads, capacity, size = port.shape
         total = len(self._history.tokens)
         row = size * STORAGE_NBYTES[port.storage]
         if row % 4 == 0:
-            ranges: list[Range] = [(buffer, head * capacity * row, total * row) for head in range(heads)]
+            ranges: list[Range] = [(port.buffer, head * capacity * row, total * row) for head in range(heads)]
             return from_storage(port, b"".join(self._readback.run([], ranges)), [1, heads, total, size])
-        (data,) = self._readback.run([], [(buffer, 0, port.nbytes)])
+        (data,) = self._readback.run([], [(port.buffer, 0, port.nbytes)])
         return np.ascontiguousarray(from_storage(port, data)[:, :, :total])

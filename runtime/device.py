@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -11,7 +12,7 @@ from wgpu.backends.wgpu_native.extras import set_instance_extras
 from .errors import RuntimeFailure
 from .limits import NATIVE_FEATURES, granted, missing_features, missing_limits
 from .native_types import parse_types
-from .schema import Variant
+from .programs import Variant
 
 VENDORS = {
     0x1002: "amd",
@@ -59,7 +60,7 @@ def _prepare_instance() -> None:
         set_instance_extras(backends=["Primary"], flags=["Empty"])
 
 
-def choose_variant(variants: list[Variant], gpu: Any, forced: str | None = None) -> tuple[Variant, str]:
+def choose_variant(variants: Sequence[Variant], gpu: Any, forced: str | None = None) -> tuple[Variant, str]:
     """The first variant that `gpu` (an adapter or a device) can run, and a sentence saying why.
 
     Raises:

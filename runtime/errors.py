@@ -24,3 +24,7 @@ class RuntimeFailure(Exception):  # noqa: N818 (RuntimeError is Python's)
         self.detail = detail
         sentence = f"{subject}: {problem}; {hint}."
         super().__init__(f"{sentence}\n{detail}" if detail else sentence)
+
+
+class InconsistencyError(Exception):
+    """What does not fit in an artifact, without the sentence around it."""

@@ -7,13 +7,12 @@ from typing import Any
 
 from .errors import RuntimeFailure
 from .ports import Array, from_storage, to_storage
+from .programs import Program
 from .readback import Readback
 from .resources import Resources
-from .schema import Manifest, Program
 
 
 def run_graph(
-    manifest: Manifest,
     program: Program,
     resources: Resources,
     readback: Readback,
@@ -31,9 +30,8 @@ def run_graph(
             raise RuntimeFailure(f"input {port.name!r}", "is missing", "give every input of the model")
         uploads.append((port, to_storage(port, inputs[port.name])))
     for port, data in uploads:
-        assert port.buffer is not None  # the manifest's check
         resources.device.queue.write_buffer(resources.buffers[port.buffer], 0, data)
     ports = {port.name: port for port in program.outputs}
     wanted = [ports[name] for name in names]
-    parts = readback.run([resources.programs["run"]], [(port.buffer or 0, 0, port.nbytes) for port in wanted])
+    parts = readback.run([resources.programs["run"]], [(port.buffer, 0, port.nbytes) for port in wanted])
     return {port.name: from_storage(port, data) for port, data in zip(wanted, parts, strict=True)}

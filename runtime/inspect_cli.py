@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 
 import click
 from rich.console import Console
 from rich.syntax import Syntax
 
 from . import inspect_tables as tables
-from .artifact import Artifact, open_artifact
+from .artifact import open_artifact
 from .errors import RuntimeFailure
-from .inspect_facts import as_json, choose_programs, choose_variant_named, find_steps
-from .schema import Program
+from .inspect_facts import View, as_json, choose_programs, find_steps, view
+from .programs import Program
 
 PIPED_WIDTH = 160
 
@@ -54,37 +55,39 @@ def inspect(
     Raises:
         RuntimeFailure: the artifact is damaged, or a name is not in it.
     """
-    artifact = open_artifact(folder)
-    manifest = artifact.manifest
-    chosen = choose_variant_named(manifest, variant)
-    programs = choose_programs(chosen, program)
+    shown = view(open_artifact(folder), variant)
+    programs = choose_programs(shown.variant, program)
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=PIPED_WIDTH)
     if json_wanted:
-        click.echo(json.dumps(as_json(manifest, chosen, programs), indent=2))
+        click.echo(json.dumps(as_json(shown, programs), indent=2))
     elif node is not None or kernel is not None:
-        _show_kernels(console, artifact, programs, node, kernel)
+        _show_kernels(console, shown, programs, node, kernel)
     elif program is not None:
         for name, each in programs.items():
-            console.print(tables.steps(manifest, name, each))
-            if (lives := tables.lifetimes(manifest, name, each)) is not None:
+            console.print(tables.steps(shown, name, each))
+            if (lives := tables.lifetimes(shown, name)) is not None:
                 console.print(lives)
     else:
-        console.print(tables.overview(manifest, chosen))
-        names = ", ".join(chosen.programs)
+        console.print(tables.overview(shown))
+        names = ", ".join(shown.variant.programs)
         console.print(tables.plain(f"More: --program {names} or all; --node NAME; --kernel NAME; --json"))
 
 
 def _show_kernels(
-    console: Console, artifact: Artifact, programs: dict[str, Program], node: str | None, kernel: str | None
+    console: Console,
+    shown: View,
+    programs: Mapping[str, Program],
+    node: str | None,
+    kernel: str | None,
 ) -> None:
     """The steps found, then the source of each shader among them once."""
-    found = find_steps(artifact.manifest, programs, node=node, kernel=kernel)
-    console.print(tables.found_steps(artifact.manifest, programs, found))
+    found = find_steps(shown, programs, node=node, kernel=kernel)
+    console.print(tables.found_steps(shown, found))
     for shader in dict.fromkeys(item.step.shader for item in found):
-        source = tables.printable(artifact.shader_source(shader), keep="\n\t")
-        console.print(tables.plain(f"shaders/{artifact.manifest.shaders[shader].file}"), style="bold")
+        source = tables.printable(shown.artifact.shader_source(shader), keep="\n\t")
+        console.print(tables.plain(f"shaders/{shown.manifest.shaders[shader].file}"), style="bold")
         if console.is_terminal:
             console.print(Syntax(source, "wgsl", line_numbers=True, background_color="default"))
         else:

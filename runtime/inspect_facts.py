@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
 import msgspec
 
+from .artifact import Artifact
+from .details import Details, Lifetime, ProgramDetails, StepDetails, read_details
 from .errors import RuntimeFailure
 from .limits import buffers_of
-from .schema import Bound, Copy, Dispatch, Lifetime, Manifest, Program, Variant
+from .programs import Copy, Dispatch, Program, Variant
+from .schema import Manifest, Range
+from .shards import tensor_names
 
+ACCESS = {"r": "read", "w": "read_write"}
 KINDS = ("weights", "state", "activation", "input", "output")
 
 
@@ -29,6 +34,23 @@ class ProgramFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class View:
+    """An artifact with one of its variants and what its details and weight files say of it."""
+
+    artifact: Artifact
+    variant: Variant
+    details: Details
+    weights: Mapping[tuple[int, int], str]  # (buffer, offset) -> name
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.artifact.manifest
+
+    def of(self, program: str) -> ProgramDetails:
+        return self.details.of(self.variant, program)
+
+
+@dataclass(frozen=True, slots=True)
 class Found:
     """A step that somebody asked for."""
 
@@ -37,18 +59,31 @@ class Found:
     step: Dispatch
 
 
+def view(artifact: Artifact, variant: str | None) -> View:
+    """The variant called `variant`, or the first.
+
+    Raises:
+        RuntimeFailure: there is none of that name; the details or a weight file are damaged.
+    """
+    weights = {
+        (shard.buffer, offset): name
+        for index, shard in enumerate(artifact.manifest.shards)
+        for offset, name in tensor_names(artifact, index).items()
+    }
+    chosen = choose_variant_named(artifact.variants, variant)
+    return View(artifact, chosen, read_details(artifact), weights)
+
+
 class Names:
     """What is bound where, by tensor names: weights by their offset, activations by their lifetime."""
 
-    def __init__(self, manifest: Manifest, program: Program) -> None:
-        self._manifest = manifest
-        shard_buffers = [shard.buffer for shard in manifest.shards]
-        self._weights = {(shard_buffers[w.shard], w.offset): w.name for w in manifest.weights}
+    def __init__(self, shown: View, program: str) -> None:
+        self._manifest, self._weights = shown.manifest, shown.weights
         self._lives: dict[int, list[Lifetime]] = {}
-        for life in program.lifetimes:
+        for life in shown.of(program).lifetimes:
             self._lives.setdefault(life.buffer, []).append(life)
 
-    def of(self, number: int, bound: Bound) -> str:
+    def of(self, number: int, bound: Range) -> str:
         """The tensor that step `number` binds, or else the buffer and the offset."""
         if (bound.buffer, bound.offset) in self._weights:
             return self._weights[bound.buffer, bound.offset]
@@ -59,16 +94,16 @@ class Names:
         return f"{self._manifest.buffers[bound.buffer].name}{offset}"
 
 
-def program_facts(program: Program) -> ProgramFacts:
+def program_facts(program: Program, details: ProgramDetails) -> ProgramFacts:
     dispatches = [step for step in program.steps if isinstance(step, Dispatch)]
     copied = sum(step.nbytes for step in program.steps if isinstance(step, Copy))
     return ProgramFacts(
         len(dispatches),
         len(program.steps) - len(dispatches),
         len({step.shader for step in dispatches}),
-        sum(step.reads for step in dispatches) + copied,
-        sum(step.writes for step in dispatches) + copied,
-        sum(step.work for step in dispatches),
+        sum(step.reads for step in details.steps) + copied,
+        sum(step.writes for step in details.steps) + copied,
+        sum(step.work for step in details.steps),
     )
 
 
@@ -80,22 +115,20 @@ def memory_by_kind(manifest: Manifest, variant: Variant) -> dict[str, int]:
     return total
 
 
-def choose_variant_named(manifest: Manifest, name: str | None) -> Variant:
+def choose_variant_named(variants: Sequence[Variant], name: str | None) -> Variant:
     """The variant called `name`, or the first.
 
     Raises:
         RuntimeFailure: there is none of that name.
     """
-    if name is None:
-        return manifest.variants[0]
-    for variant in manifest.variants:
-        if variant.name == name:
+    for variant in variants:
+        if name in (variant.name, None):
             return variant
-    names = ", ".join(variant.name for variant in manifest.variants)
+    names = ", ".join(variant.name for variant in variants)
     raise RuntimeFailure(f"variant {name!r}", "is not in this artifact", f"choose from {names}")
 
 
-def choose_programs(variant: Variant, name: str | None) -> dict[str, Program]:
+def choose_programs(variant: Variant, name: str | None) -> Mapping[str, Program]:
     """The program called `name`; all of them for `all`.
 
     Raises:
@@ -110,26 +143,30 @@ def choose_programs(variant: Variant, name: str | None) -> dict[str, Program]:
 
 
 def find_steps(
-    manifest: Manifest, programs: dict[str, Program], *, node: str | None, kernel: str | None
+    shown: View, programs: Mapping[str, Program], *, node: str | None, kernel: str | None
 ) -> list[Found]:
     """Dispatches of an ONNX node, or of a kernel by its name or WGSL file; `*` and `?` match as in a shell.
 
     Raises:
         RuntimeFailure: nothing is found; the hint names what is like it.
     """
+    every = list(_dispatches(shown, programs))
     found = [
-        Found(program, number, step)
-        for program, number, step in _dispatches(programs)
-        if (node is None or _matches(node, step.nodes))
-        and (kernel is None or _matches(kernel, [step.kernel, manifest.shaders[step.shader].file]))
+        item
+        for item, details in every
+        if (node is None or _matches(node, details.nodes))
+        and (
+            kernel is None
+            or _matches(kernel, [item.step.kernel, shown.manifest.shaders[item.step.shader].file])
+        )
     ]
     if found:
         return found
     option, wanted = ("--node", node) if node is not None else ("--kernel", kernel)
     names = {
         name
-        for _, _, step in _dispatches(programs)
-        for name in (step.nodes if node is not None else [step.kernel])
+        for item, details in every
+        for name in (details.nodes if node is not None else [item.step.kernel])
     }
     like = sorted(name for name in names if (wanted or "").lower() in name.lower())[:5] or sorted(names)[:5]
     raise RuntimeFailure(f"{option} {wanted}", "matches nothing", f"try one of {', '.join(like)}")
@@ -139,38 +176,39 @@ def _matches(pattern: str, names: list[str]) -> bool:
     return pattern in names or any(fnmatchcase(name, pattern) for name in names)
 
 
-def _dispatches(programs: dict[str, Program]) -> Iterator[tuple[str, int, Dispatch]]:
+def _dispatches(shown: View, programs: Mapping[str, Program]) -> Iterator[tuple[Found, StepDetails]]:
     for name, program in programs.items():
-        for number, step in enumerate(program.steps):
+        for number, (step, details) in enumerate(zip(program.steps, shown.of(name).steps, strict=True)):
             if isinstance(step, Dispatch):
-                yield name, number, step
+                yield Found(name, number, step), details
 
 
-def as_json(manifest: Manifest, variant: Variant, programs: dict[str, Program]) -> dict[str, Any]:
+def as_json(shown: View, programs: Mapping[str, Program]) -> dict[str, Any]:
     """Everything that the tables show, as JSON values; indices are resolved to names."""
+    manifest = shown.manifest
     return {
-        "model": msgspec.to_builtins(manifest.model),
+        "model": msgspec.to_builtins(manifest.model) | msgspec.to_builtins(shown.details.graph),
         "producer": manifest.producer,
         "capacity": manifest.sequence.capacity if manifest.sequence else None,
         "variants": [
             {
                 "name": each.name,
                 "features": list(each.features),
-                "limits": each.limits,
+                "limits": dict(each.limits),
                 "memory": memory_by_kind(manifest, each),
                 "programs": {
-                    name: msgspec.to_builtins(program_facts(program))
+                    name: msgspec.to_builtins(program_facts(program, shown.details.of(each, name)))
                     for name, program in each.programs.items()
                 },
             }
-            for each in manifest.variants
+            for each in shown.artifact.variants
         ],
-        "variant": variant.name,
+        "variant": shown.variant.name,
         "buffers": [msgspec.to_builtins(buffer) for buffer in manifest.buffers],
         "programs": {
             name: {
                 "rows": program.rows,
-                "steps": _steps_json(manifest, program),
+                "steps": _steps_json(shown, name, program),
                 "lifetimes": [
                     {
                         "tensor": life.name,
@@ -179,7 +217,7 @@ def as_json(manifest: Manifest, variant: Variant, programs: dict[str, Program]) 
                         "first": life.first,
                         "last": life.last,
                     }
-                    for life in program.lifetimes
+                    for life in shown.of(name).lifetimes
                 ],
             }
             for name, program in programs.items()
@@ -187,12 +225,17 @@ def as_json(manifest: Manifest, variant: Variant, programs: dict[str, Program]) 
     }
 
 
-def _steps_json(manifest: Manifest, program: Program) -> list[dict[str, Any]]:
-    names = Names(manifest, program)
-    return [_step_json(manifest, names, number, step) for number, step in enumerate(program.steps)]
+def _steps_json(shown: View, name: str, program: Program) -> list[dict[str, Any]]:
+    names, details = Names(shown, name), shown.of(name).steps
+    return [
+        _step_json(shown.manifest, names, number, step, facts)
+        for number, (step, facts) in enumerate(zip(program.steps, details, strict=True))
+    ]
 
 
-def _step_json(manifest: Manifest, names: Names, number: int, step: Dispatch | Copy) -> dict[str, Any]:
+def _step_json(
+    manifest: Manifest, names: Names, number: int, step: Dispatch | Copy, details: StepDetails
+) -> dict[str, Any]:
     if isinstance(step, Copy):
         source, target = manifest.buffers[step.source].name, manifest.buffers[step.target].name
         return {"step": "copy", "source": source, "target": target, "nbytes": step.nbytes}
@@ -202,7 +245,7 @@ def _step_json(manifest: Manifest, names: Names, number: int, step: Dispatch | C
         "kernel": step.kernel,
         "shader": shader.file,
         "workgroup": shader.workgroup,
-        "nodes": step.nodes,
+        "nodes": details.nodes,
         "grid": step.grid or "indirect",
         "bindings": [
             {
@@ -210,11 +253,11 @@ def _step_json(manifest: Manifest, names: Names, number: int, step: Dispatch | C
                 "buffer": manifest.buffers[bound.buffer].name,
                 "offset": bound.offset,
                 "nbytes": bound.nbytes,
-                "access": access,
+                "access": ACCESS[access],
             }
             for bound, access in zip(step.bindings, shader.access, strict=True)
         ],
-        "reads": step.reads,
-        "writes": step.writes,
-        "work": step.work,
+        "reads": details.reads,
+        "writes": details.writes,
+        "work": details.work,
     }

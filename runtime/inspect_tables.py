@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from .inspect_facts import Found, Names, memory_by_kind, program_facts
+from .details import StepDetails
+from .inspect_facts import Found, Names, View, memory_by_kind, program_facts
 from .limits import DEFAULTS, buffers_of
-from .schema import Copy, Dispatch, Manifest, Program, Variant
+from .programs import Copy, Dispatch, Program
+from .schema import Manifest
 
 MAX_BUFFERS = 24
 
@@ -43,19 +43,18 @@ def count(n: int) -> str:
     return str(n)
 
 
-def overview(manifest: Manifest, variant: Variant) -> RenderableType:
+def overview(shown: View) -> RenderableType:
     """The default page: model, variants, memory and programs."""
-    return Group(
-        summary(manifest), variants(manifest), memory(manifest, variant), programs(manifest, variant)
-    )
+    return Group(summary(shown), variants(shown), memory(shown), programs(shown))
 
 
-def summary(manifest: Manifest) -> RenderableType:
+def summary(shown: View) -> RenderableType:
+    manifest, graph = shown.manifest, shown.details.graph
     model = manifest.model
     grid = Table.grid(padding=(0, 2))
-    grid.add_row("model", plain(f"{model.name} ({model.kind}, opset {model.opset})"))
-    grid.add_row("nodes", f"{model.nodes_before} in the model, {model.nodes_after} compiled")
-    grid.add_row("Memcpy nodes", f"{model.memcpy_before} before, {model.memcpy_after} after")
+    grid.add_row("model", plain(f"{model.name} ({model.kind}, opset {graph.opset})"))
+    grid.add_row("nodes", f"{graph.nodes_before} in the model, {graph.nodes_after} compiled")
+    grid.add_row("Memcpy nodes", f"{graph.memcpy_before} before, {graph.memcpy_after} after")
     if manifest.sequence is not None:
         sequence = manifest.sequence
         logits = "every position" if sequence.all_logits else "the last position"
@@ -67,18 +66,18 @@ def summary(manifest: Manifest) -> RenderableType:
             grid.add_row("" if i else word, plain(f"{port.name}: {port.dtype}[{shape}]"))
         if len(ports) > 4:
             grid.add_row("", f"and {len(ports) - 4} more")
-    grid.add_row("weights", f"{len(manifest.weights)} tensors in {len(manifest.shards)} files")
+    grid.add_row("weights", f"{len(shown.weights)} tensors in {len(manifest.shards)} files")
     grid.add_row("shaders", f"{len(manifest.shaders)} WGSL files")
     grid.add_row("compiled by", plain(manifest.producer))
     return grid
 
 
-def variants(manifest: Manifest) -> Table:
+def variants(shown: View) -> Table:
     """What each variant requires; limits only where they exceed WebGPU's defaults."""
     table = Table(
         "variant", "features", "limits above the defaults", "shaders", "GPU memory", title="Variants"
     )
-    for variant in manifest.variants:
+    for variant in shown.artifact.variants:
         above = [f"{name} {n}" for name, n in variant.limits.items() if n > DEFAULTS[name]]
         shaders = {
             step.shader
@@ -86,7 +85,7 @@ def variants(manifest: Manifest) -> Table:
             for step in program.steps
             if isinstance(step, Dispatch)
         }
-        total = human(sum(memory_by_kind(manifest, variant).values()))
+        total = human(sum(memory_by_kind(shown.manifest, variant).values()))
         features = ", ".join(variant.features) or "none"
         if variant.adapter is not None:
             features += f"; only on {variant.adapter.device or variant.adapter.vendor}"
@@ -96,13 +95,14 @@ def variants(manifest: Manifest) -> Table:
     return table
 
 
-def memory(manifest: Manifest, variant: Variant) -> RenderableType:
-    """Buffers of a variant, largest first, and their sum by kind."""
+def memory(shown: View) -> RenderableType:
+    """Buffers of the variant, largest first, and their sum by kind."""
+    manifest, variant = shown.manifest, shown.variant
     table = Table("buffer", "kind", "size", "tensors in their lifetimes", title="GPU memory")
     table.columns[2].justify = "right"
     tensors: dict[int, set[str]] = {}
-    for program in variant.programs.values():
-        for life in program.lifetimes:
+    for program in variant.programs:
+        for life in shown.of(program).lifetimes:
             tensors.setdefault(life.buffer, set()).add(life.name)
     used = sorted(buffers_of(manifest, variant), key=lambda index: -manifest.buffers[index].nbytes)
     for index in used[:MAX_BUFFERS]:
@@ -119,14 +119,14 @@ def memory(manifest: Manifest, variant: Variant) -> RenderableType:
     return table
 
 
-def programs(manifest: Manifest, variant: Variant) -> Table:
+def programs(shown: View) -> Table:
     """One row a program: its totals."""
-    title = plain(f"Programs of variant {variant.name}")
+    title = plain(f"Programs of variant {shown.variant.name}")
     table = Table(
         "program", "rows", "dispatches", "copies", "kernels", "reads", "writes", "MACs", title=title
     )
-    for name, program in variant.programs.items():
-        facts = program_facts(program)
+    for name, program in shown.variant.programs.items():
+        facts = program_facts(program, shown.of(name))
         counts = (program.rows, facts.dispatches, facts.copies, facts.kernels)
         moved = (human(facts.reads), human(facts.writes), count(facts.work))
         table.add_row(plain(name), *map(str, counts), *moved)
@@ -135,33 +135,35 @@ def programs(manifest: Manifest, variant: Variant) -> Table:
     return table
 
 
-def steps(manifest: Manifest, name: str, program: Program) -> Table:
+def steps(shown: View, name: str, program: Program) -> Table:
     """One row a step of a program."""
     table = _step_table(plain(f"Program {name}"))
-    names = Names(manifest, program)
+    names, details = Names(shown, name), shown.of(name).steps
     for number, step in enumerate(program.steps):
-        table.add_row(*_step_row(manifest, names, number, step))
+        table.add_row(*_step_row(shown.manifest, names, number, step, details[number]))
     return table
 
 
-def found_steps(manifest: Manifest, programs: Mapping[str, Program], found: list[Found]) -> Table:
+def found_steps(shown: View, found: list[Found]) -> Table:
     """The steps that were asked for, of any program."""
     table = _step_table(None, "program")
-    names = {name: Names(manifest, program) for name, program in programs.items()}
+    names = {name: Names(shown, name) for name in {item.program for item in found}}
     for item in found:
-        row = _step_row(manifest, names[item.program], item.number, item.step)
+        details = shown.of(item.program).steps[item.number]
+        row = _step_row(shown.manifest, names[item.program], item.number, item.step, details)
         table.add_row(plain(item.program), *row)
     return table
 
 
-def lifetimes(manifest: Manifest, name: str, program: Program) -> Table | None:
+def lifetimes(shown: View, name: str) -> Table | None:
     """Activations of a program: where they live, from which step to which."""
-    if not program.lifetimes:
+    found = shown.of(name).lifetimes
+    if not found:
         return None
     table = Table("buffer", "tensor", "size", "steps", title=plain(f"Lifetimes in {name}"))
     table.columns[2].justify = table.columns[3].justify = "right"
-    for life in sorted(program.lifetimes, key=lambda life: (life.buffer, life.first)):
-        buffer = plain(manifest.buffers[life.buffer].name)
+    for life in sorted(found, key=lambda life: (life.buffer, life.first)):
+        buffer = plain(shown.manifest.buffers[life.buffer].name)
         table.add_row(buffer, plain(life.name), human(life.nbytes), f"{life.first}..{life.last}")
     return table
 
@@ -176,7 +178,7 @@ def _step_table(title: Text | None, *first: str) -> Table:
 
 
 def _step_row(
-    manifest: Manifest, names: Names, number: int, step: Dispatch | Copy
+    manifest: Manifest, names: Names, number: int, step: Dispatch | Copy, details: StepDetails
 ) -> tuple[RenderableType, ...]:
     buffers = manifest.buffers
     if isinstance(step, Copy):
@@ -185,7 +187,7 @@ def _step_row(
         return str(number), "copy", "", where, "", moved, moved
     shader = manifest.shaders[step.shader]
     bindings = [
-        f"{i} {'rw' if how == 'read_write' else 'r '} {names.of(number, bound)}"
+        f"{i} {'rw' if how == 'w' else 'r '} {names.of(number, bound)}"
         for i, (bound, how) in enumerate(zip(step.bindings, shader.access, strict=True))
     ]
     if step.grid is not None:
@@ -197,11 +199,11 @@ def _step_row(
     return (
         str(number),
         _lines(kernel.splitlines()),
-        _lines(step.nodes),
+        _lines(details.nodes),
         _lines(bindings),
         plain(grid),
-        human(step.reads),
-        human(step.writes),
+        human(details.reads),
+        human(details.writes),
     )
 
 

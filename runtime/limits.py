@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from types import MappingProxyType
 
-from .schema import Copy, Manifest, Variant
+from .programs import Copy, Variant
+from .schema import Manifest
 
 DEFAULTS = MappingProxyType(
     {
@@ -53,13 +54,11 @@ def missing_limits(variant: Variant, limits: dict[str, int]) -> list[str]:
 
 def buffers_of(manifest: Manifest, variant: Variant) -> set[int]:
     """Indices of the buffers that the programs of `variant` touch, or that the caller reads and writes."""
-    used = {
-        port.buffer for port in (*manifest.model.inputs, *manifest.model.outputs) if port.buffer is not None
-    }
+    used = set()
     if manifest.sequence is not None:
         used |= {manifest.sequence.buffer, manifest.sequence.tokens}
     for program in variant.programs.values():
-        used |= {port.buffer for port in (*program.inputs, *program.outputs) if port.buffer is not None}
+        used |= {port.buffer for port in (*program.inputs, *program.outputs)}
         for step in program.steps:
             if isinstance(step, Copy):
                 used |= {step.source, step.target}

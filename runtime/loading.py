@@ -39,11 +39,10 @@ def load(
             feature, a limit or memory.
     """
     artifact = open_artifact(path)
-    manifest = artifact.manifest
     owns_device = device is None
     parse_types()
     gpu = device if device is not None else adapter or request_adapter(power_preference)
-    chosen, reason = choose_variant(manifest.variants, gpu, variant)
+    chosen, reason = choose_variant(artifact.variants, gpu, variant)
     if owns_device:
         device = request_device(gpu, chosen)
     try:
@@ -52,4 +51,4 @@ def load(
         if owns_device:
             device.destroy()
         raise
-    return Session(manifest, chosen, reason, resources, owns_device=owns_device)
+    return Session(artifact.manifest, chosen, reason, resources, owns_device=owns_device)

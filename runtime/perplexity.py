@@ -105,7 +105,7 @@ def token_losses(session: Session, row: Sequence[int]) -> float:
     total = 0.0
     for start in range(0, len(row) - 1, n_rows):
         part = row[start : min(start + n_rows, len(row) - 1)]
-        logits = session.run({"input_ids": np.array([part])}, ["logits"])["logits"][0]
+        logits = session.run({sequence.ids: np.array([part])})[sequence.logits][0]
         total += float(losses(logits, np.array(row[start + 1 : start + 1 + len(part)])).sum())
     return total
 

@@ -11,11 +11,11 @@ from typing import Any
 import wgpu
 
 from .artifact import Artifact
-from .schema import Dispatch, Variant
+from .programs import Dispatch, Variant
 from .shaders import create_pipeline
 
 MAX_THREADS = 8
-BINDING_TYPES = {"read": "read-only-storage", "read_write": "storage"}
+BINDING_TYPES = {"r": "read-only-storage", "w": "storage"}
 
 Sizes = tuple[int, ...]
 """Bytes of each binding."""
@@ -49,10 +49,10 @@ def compiling(artifact: Artifact, variant: Variant, device: Any, verify: bool) -
     refused here and not when its first dispatch is encoded.
     """
     access = artifact.manifest.shaders
-    layouts: dict[tuple[tuple[str, ...], Sizes], tuple[Any, Any]] = {}
+    layouts: dict[tuple[str, Sizes], tuple[Any, Any]] = {}
     of_shader: dict[int, tuple[Any, Any]] = {}
     for shader, sizes in sorted(_least_sizes(variant).items()):
-        key = tuple(access[shader].access), sizes
+        key = access[shader].access, sizes
         if key not in layouts:
             layouts[key] = _create_layout(device, *key)
         of_shader[shader] = layouts[key]
@@ -82,7 +82,7 @@ def _least_sizes(variant: Variant) -> dict[int, Sizes]:
     return least
 
 
-def _create_layout(device: Any, access: tuple[str, ...], sizes: Sizes) -> tuple[Any, Any]:
+def _create_layout(device: Any, access: str, sizes: Sizes) -> tuple[Any, Any]:
     """(bind group layout, pipeline layout)."""
     entries = [
         {

@@ -65,7 +65,7 @@ def to_storage(port: Port, value: object) -> bytes:
 
 def from_storage(port: Port, data: bytes | memoryview, shape: list[int] | None = None) -> Array:
     """The array that ONNX promises, from the bytes of an output port (`shape` replaces the port's)."""
-    dims = shape if shape is not None else [dim for dim in port.shape if isinstance(dim, int)]
+    dims = shape if shape is not None else port.shape
     array = np.frombuffer(data, dtype=STORAGE[port.storage], count=prod(dims)).reshape(dims)
     want = ONNX[port.dtype]
     return array.astype(want) if array.dtype != want else array.copy()

@@ -12,8 +12,9 @@ from .artifact import Artifact
 from .errors import RuntimeFailure
 from .limits import buffers_of
 from .pipelines import Pipelines, compiling
+from .programs import Copy, Dispatch, Program, Variant
 from .replay import CopyCall, DispatchCall, Prepared, Recorder, prepare
-from .schema import Copy, Dispatch, Manifest, Program, Variant
+from .schema import Manifest
 from .shards import load_shards
 
 FLUSH_NBYTES = 32 << 20

@@ -14,10 +14,11 @@ from .errors import RuntimeFailure
 from .generate import Finish, Generator, Request
 from .graph_run import run_graph
 from .ports import Array
+from .programs import Variant
 from .readback import Readback
 from .resources import Resources
 from .sampling import Sampling, checked_sampling, require_words
-from .schema import Manifest, Variant
+from .schema import Manifest
 from .sequence import History, Writer, check_capacity, token_ids
 
 TOKENS_PER_SUBMIT = 8
@@ -81,12 +82,13 @@ class Session:
     def run(self, inputs: Mapping[str, Any], outputs: Iterable[str] | None = None) -> dict[str, Array]:
         """Run the model once, as ONNX Runtime's session does.
 
-        A language model needs `input_ids` [1, S] only: it continues the sequence of earlier calls. `logits`
-        are [1, S, V], or [1, 1, V] where the exporter kept the last position only.
+        A language model needs its token ids [1, S] only: it continues the sequence of earlier calls. Its
+        logits are [1, S, V], or [1, 1, V] where the exporter kept the last position only.
 
         Args:
             inputs: arrays by the model's input names.
-            outputs: names wanted; None for all but the KV cache (`present.*`), which is given on request.
+            outputs: names wanted; None for all, but not a language model's KV cache (`present.*`), which is
+                given on request.
 
         Raises:
             RuntimeFailure: a name, dtype or shape that is not the model's, or the cache is full.
@@ -96,9 +98,7 @@ class Session:
         self._check_input_names(inputs)
         if self._decoder is not None:
             return self._decoder.run(inputs, names)
-        return run_graph(
-            self.manifest, self._variant.programs["run"], self._alive(), self._readback, inputs, names
-        )
+        return run_graph(self._variant.programs["run"], self._alive(), self._readback, inputs, names)
 
     def generate(
         self,
@@ -253,7 +253,7 @@ class Session:
     def _output_names(self, outputs: Iterable[str] | None) -> list[str]:
         ports = [port.name for port in self.manifest.model.outputs]
         if outputs is None:
-            return [name for name in ports if not name.startswith("present")]
+            return ports if self.manifest.sequence is None else [self.manifest.sequence.logits]
         names = [outputs] if isinstance(outputs, str) else list(outputs)
         for name in names:
             if name not in ports:
@@ -264,7 +264,7 @@ class Session:
 
     def _check_input_names(self, inputs: Mapping[str, Any]) -> None:
         if not isinstance(inputs, Mapping):
-            raise RuntimeFailure("inputs", "is not a mapping", "give arrays by name, as {'input_ids': ids}")
+            raise RuntimeFailure("inputs", "is not a mapping", "give a dictionary of arrays by name")
         ports = [port.name for port in self.manifest.model.inputs]
         for name in inputs:
             if name not in ports:

@@ -15,7 +15,6 @@ from typing import IO, Any
 
 from .artifact import RECOMPILE, Artifact, inside, strict_json
 from .errors import RuntimeFailure
-from .ports import STORAGE_NBYTES
 from .schema import Shard
 
 MAX_HEADER_NBYTES = 16 << 20
@@ -23,7 +22,7 @@ ALIGNMENT = 256
 PADDING = ".padding."
 """Prefix of the header entries that fill the gaps between aligned tensors: u8, fewer than 256, zero."""
 
-SAFETENSORS = {"F32": "f32", "F16": "f16", "I32": "i32", "U32": "u32", "U8": "u8", "I8": "i8"}
+DTYPE_NBYTES = {"F32": 4, "F16": 2, "I32": 4, "U32": 4, "U8": 1, "I8": 1}
 READ_AHEAD = 8
 """Blocks read and hashed at once."""
 
@@ -45,9 +44,9 @@ def load_shards(
         progress: called with the number of bytes after each block.
 
     Raises:
-        RuntimeFailure: a shard is missing, changed, of another size, or its header and the manifest disagree.
+        RuntimeFailure: a shard is missing, changed, of another size, or its header has holes or overlaps.
     """
-    for index, shard in enumerate(artifact.manifest.shards):
+    for shard in artifact.manifest.shards:
         if shard.buffer not in wanted:
             continue
         name = f"weights/{shard.file}"
@@ -59,7 +58,7 @@ def load_shards(
                 "copy the artifact or compile again",
             )
         with path.open("rb") as file:
-            check_header(artifact, index, _read_header(name, shard, file))
+            check_header(shard, _read_header(name, shard, file))
             file.seek(0)
             for start, data in _blocks(name, shard, file, verify):
                 first = max(start, shard.data_offset)
@@ -114,32 +113,39 @@ def _read_header(name: str, shard: Shard, file: IO[bytes]) -> dict[str, Any]:
     return header
 
 
-def check_header(artifact: Artifact, index: int, header: dict[str, Any]) -> None:
-    """Compare a safetensors header with the manifest: every byte belongs to one tensor or declared padding.
+def tensor_names(artifact: Artifact, index: int) -> dict[int, str]:
+    """Names of the tensors in a shard, by their offset in its buffer.
+
+    Raises:
+        RuntimeFailure: as `load_shards`.
+    """
+    shard = artifact.manifest.shards[index]
+    name = f"weights/{shard.file}"
+    with inside(artifact.folder, name).open("rb") as file:
+        return check_header(shard, _read_header(name, shard, file))
+
+
+def check_header(shard: Shard, header: dict[str, Any]) -> dict[int, str]:
+    """Check a safetensors header: every byte belongs to one tensor or declared padding.
+
+    Returns the names of the tensors by their offset.
 
     Raises:
         RuntimeFailure: naming the tensor that does not fit.
     """
-    shard = artifact.manifest.shards[index]
     name = f"weights/{shard.file}"
-    weights = {weight.name: weight for weight in artifact.manifest.weights if weight.shard == index}
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise RuntimeFailure(name, "has malformed metadata in its header", RECOMPILE)
     entries = []
     for tensor, entry in header.items():
-        dtype, shape, begin, end = _entry(name, tensor, entry)
+        dtype, begin, end = _entry(name, tensor, entry)
+        padding = tensor.startswith(PADDING)
+        if padding and not (dtype == "U8" and 0 < end - begin < ALIGNMENT):
+            raise RuntimeFailure(name, f"has {tensor[:80]!r}, which is no padding", RECOMPILE)
+        if not padding and begin % ALIGNMENT:
+            raise RuntimeFailure(name, f"has {tensor[:80]!r} at an odd place", RECOMPILE)
         entries.append((begin, end, tensor))
-        weight = weights.pop(tensor, None)
-        if weight is None:
-            if not (tensor.startswith(PADDING) and dtype == "u8" and 0 < end - begin < ALIGNMENT):
-                raise RuntimeFailure(
-                    name, f"has the tensor {tensor[:80]!r} that the manifest lacks", RECOMPILE
-                )
-        elif (dtype, shape, begin) != (weight.dtype, weight.shape, weight.offset):
-            raise RuntimeFailure(name, f"and the manifest disagree about {tensor[:80]!r}", RECOMPILE)
-    if weights:
-        raise RuntimeFailure(name, f"lacks the tensor {next(iter(weights))[:80]!r}", RECOMPILE)
     position = 0
     for begin, end, tensor in sorted(entries):
         if begin != position:
@@ -148,17 +154,18 @@ def check_header(artifact: Artifact, index: int, header: dict[str, Any]) -> None
         position = end
     if position != shard.nbytes - shard.data_offset:
         raise RuntimeFailure(name, "has bytes behind its last tensor", RECOMPILE)
+    return {begin: tensor for begin, _, tensor in entries if not tensor.startswith(PADDING)}
 
 
-def _entry(name: str, tensor: str, entry: Any) -> tuple[str, list[int], int, int]:
-    """dtype, shape, begin and end of one header entry, which may hold anything."""
+def _entry(name: str, tensor: str, entry: Any) -> tuple[str, int, int]:
+    """dtype, begin and end of one header entry, which may hold anything."""
     match entry:
         case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(begin), int(end)]} if (
             len(entry) == 3
-            and dtype in SAFETENSORS
+            and dtype in DTYPE_NBYTES
             and all(type(dim) is int and 0 <= dim < 2**53 for dim in shape)
             and 0 <= begin <= end < 2**53
-            and prod(shape) * STORAGE_NBYTES[SAFETENSORS[dtype]] == end - begin
+            and prod(shape) * DTYPE_NBYTES[dtype] == end - begin
         ):
-            return SAFETENSORS[dtype], shape, begin, end
+            return dtype, begin, end
     raise RuntimeFailure(name, f"has a malformed entry for {tensor[:80]!r}", RECOMPILE)

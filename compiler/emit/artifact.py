@@ -136,9 +136,14 @@ def copy_model_files(source: Path, folder: Path) -> dict[str, str]:
     return hashes
 
 
-def write_manifest(folder: Path, document: Mapping[str, Any]) -> None:
-    """The manifest: `format` first, one line per step and buffer, so that it reads and diffs well."""
-    (folder / "manifest.json").write_bytes(_format(document).encode() + b"\n")
+def write_json(folder: Path, name: str, document: Mapping[str, Any]) -> dict[str, str]:
+    """The manifest or the details: `format` first, one line per step and buffer, so that it diffs well.
+
+    Returns the SHA-256 by name.
+    """
+    data = _format(document).encode() + b"\n"
+    (folder / name).write_bytes(data)
+    return {name: hashlib.sha256(data).hexdigest()}
 
 
 def _format(value: Any, indent: int = 0) -> str:

@@ -5,34 +5,35 @@ The compiler does not import the runtime; that the two agree is a test.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
 from ..plan import Plan, ProgramPlan
-from ..program import Access, IndirectGrid, Kernel, Role, Tensor
+from ..program import Access, IndirectGrid
 from ..target import SPEC_LIMITS, Target
-from .names import bounded_names, weight_name
+from .names import bounded_names
+from .schedules import Schedules
 from .shaders import ShaderSet
 from .shards import BLOCK_NBYTES, Shard
 
 FORMAT = "webgpu-compile"
-VERSION = 1
+VERSION = 2
 
 Json = dict[str, Any]
 
 
 def manifest(
     plan: Plan,
+    schedules: Schedules,
     shaders: ShaderSet,
     shards: Sequence[Shard],
     model: Json,
     sequence: Json | None,
-    ports: Callable[[ProgramPlan], tuple[list[Json], list[Json]]],
     files: Mapping[str, str],
     producer: str,
 ) -> Json:
-    """The whole manifest as JSON values. `ports` gives the inputs and outputs of a program."""
+    """The whole manifest as JSON values."""
     document: Json = {
         "format": FORMAT,
         "version": VERSION,
@@ -61,25 +62,12 @@ def manifest(
         }
         for i, shard in enumerate(shards)
     ]
-    document["weights"] = [
-        {
-            "name": weight_name(weight.tensor.name),
-            "dtype": str(weight.tensor.dtype),
-            "shape": list(weight.tensor.shape),
-            "shard": i,
-            "offset": offset,
-            "nbytes": weight.tensor.nbytes,
-            "onnx": [source.initializer for source in weight.sources],
-        }
-        for i, (weights, shard) in enumerate(zip(plan.shards, shards, strict=True))
-        for weight, offset in zip(weights, shard.offsets, strict=True)
-    ]
     document["shaders"] = [
         {
             "file": shader.file,
             "sha256": shader.sha256,
             "workgroup": list(shader.workgroup),
-            "access": list(shader.access),
+            "access": "".join("w" if access == Access.READ_WRITE else "r" for access in shader.access),
             **({"features": list(shader.features)} if shader.features else {}),
         }
         for shader in shaders.shaders
@@ -90,10 +78,14 @@ def manifest(
             "features": list(shaders.targets[variant].features),
             **_adapter(shaders.targets[variant]),
             "limits": limits(plan, programs),
-            "programs": {p.program.name: _program(p, variant, shaders, ports) for p in programs},
+            "launches": schedules.launches(variant),
+            **({"programs": own} if (own := schedules.own(variant)) else {}),
         }
         for variant, programs in plan.variants.items()
     ]
+    document["kernels"] = schedules.kernels()
+    document["ranges"] = schedules.ranges()
+    document["programs"] = schedules.shared()
     if files:
         document["files"] = dict(sorted(files.items()))
     return dict(bounded_names(document))
@@ -127,62 +119,3 @@ def limits(plan: Plan, programs: Sequence[ProgramPlan]) -> dict[str, int]:
             grid = kernel.worst_grid if isinstance(kernel.grid, IndirectGrid) else kernel.grid
             at_least("max-compute-workgroups-per-dimension", max(grid or (1,)))
     return need
-
-
-def _program(
-    planned: ProgramPlan,
-    variant: str,
-    shaders: ShaderSet,
-    ports: Callable[[ProgramPlan], tuple[list[Json], list[Json]]],
-) -> Json:
-    program = planned.program
-    inputs, outputs = ports(planned)
-    document: Json = {
-        "rows": program.rows,
-        "steps": [
-            _dispatch(planned, kernel, shaders.index[variant, kernel.name, program.name, step])
-            for step, kernel in enumerate(program.kernels)
-        ],
-    }
-    if inputs:
-        document["inputs"] = inputs
-    if outputs:
-        document["outputs"] = outputs
-    document["lifetimes"] = [
-        [life.tensor, place.buffer, place.nbytes, life.first, life.last]
-        for life in planned.lifetimes
-        for place in (planned.places[life.tensor],)
-    ]
-    return document
-
-
-def _dispatch(planned: ProgramPlan, kernel: Kernel, shader: int) -> Json:
-    places = [planned.places[binding.tensor] for binding in kernel.bindings]
-    step: Json = {
-        "step": "dispatch",
-        "kernel": kernel.name,
-        "shader": shader,
-        "bindings": [[place.buffer, place.offset, place.nbytes] for place in places],
-    }
-    if isinstance(kernel.grid, IndirectGrid):
-        place = planned.places[kernel.grid.tensor]
-        step["indirect"] = [place.buffer, place.offset + kernel.grid.offset]
-    else:
-        step["grid"] = list(kernel.grid)
-    step["nodes"] = list(kernel.nodes)
-    tensors = planned.program.tensors
-    step["reads"] = sum(
-        traffic(tensors[b.tensor], planned.program.rows) for b in kernel.bindings if b.access is Access.READ
-    )
-    step["writes"] = sum(
-        traffic(tensors[b.tensor], planned.program.rows)
-        for b in kernel.bindings
-        if b.access is Access.READ_WRITE and tensors[b.tensor].role is not Role.STATE
-    )
-    step["work"] = kernel.work
-    return step
-
-
-def traffic(tensor: Tensor, rows: int) -> int:
-    """Bytes of a tensor that one dispatch moves at most."""
-    return tensor.nbytes

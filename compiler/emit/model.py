@@ -5,30 +5,25 @@ from __future__ import annotations
 from typing import Any
 
 from ..importer import Port as ModelPort
-from ..lowering.builder import STORAGE
 from ..lowering.decoder import decoder_shape
 from ..options import CompileOptions
 from ..passes.front import DeviceModel
 from ..plan import Plan, ProgramPlan
 from ..program import Tensor
 from ..sequence import MAX_STOP_TOKENS, SEQUENCE, TOKENS, WORDS
+from .names import model_name
 
 Json = dict[str, Any]
 
 
 def model_json(device: DeviceModel) -> Json:
     """The model as its author knows it: original names, dtypes and (symbolic) shapes."""
-    counts, interface = device.counts, device.interface
+    interface = device.interface
     return {
-        "name": device.folder.name if device.file.stem == "model" else device.file.stem,
+        "name": model_name(device.file),
         "kind": "decoder" if interface.is_decoder else "graph",
         "inputs": [_model_port(port) for port in interface.inputs],
         "outputs": [_model_port(port) for port in interface.outputs],
-        "opset": device.graph.opset,
-        "nodes_before": counts.nodes_before,
-        "nodes_after": counts.nodes_after,
-        "memcpy_before": counts.memcpy_before,
-        "memcpy_after": counts.memcpy_after,
     }
 
 
@@ -36,7 +31,12 @@ def sequence_json(device: DeviceModel, plan: Plan, options: CompileOptions) -> J
     """Where a decoder keeps its state; None for a model without."""
     if not device.interface.is_decoder:
         return None
+    interface, config = device.interface, device.config
     shape = decoder_shape(device, options)
+    inputs = {port.name for port in interface.inputs}
+    ports: Json = {"ids": interface.tokens, "logits": interface.logits}
+    more = {"mask": config.mask_input, "positions": config.position_input}
+    ports |= {role: name for role, name in more.items() if name in inputs}
     buffers = {buffer.name: i for i, buffer in enumerate(plan.buffers)}
     return {
         "buffer": buffers[SEQUENCE],
@@ -45,11 +45,10 @@ def sequence_json(device: DeviceModel, plan: Plan, options: CompileOptions) -> J
         "capacity": shape.capacity,
         "vocab_size": shape.vocab_size,
         "max_stop_tokens": MAX_STOP_TOKENS,
-        "stop_tokens": [t for t in device.config.eos_token_ids if 0 <= t < shape.vocab_size][
-            :MAX_STOP_TOKENS
-        ],
+        "stop_tokens": [t for t in config.eos_token_ids if 0 <= t < shape.vocab_size][:MAX_STOP_TOKENS],
         "driven_by": shape.driven_by,
-        "all_logits": not device.interface.pruned,
+        "all_logits": not interface.pruned,
+        **ports,
     }
 
 
@@ -82,12 +81,7 @@ def _port(planned: ProgramPlan, name: str, tensor_name: str, dtype: str) -> Json
 
 
 def _model_port(port: ModelPort) -> Json:
-    return {
-        "name": port.name,
-        "dtype": port.dtype,
-        "shape": list(port.shape),
-        "storage": str(STORAGE.get(port.dtype, "f32")),
-    }
+    return {"name": port.name, "dtype": port.dtype, "shape": list(port.shape)}
 
 
 def state_nbytes(plan: Plan, kind: str) -> int:

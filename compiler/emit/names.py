@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 import hashlib
+import re
+from pathlib import Path
 from typing import Any
 
 MAX_NAME = 1024
 """Characters of a name in the manifest (`Name` of runtime/schema.py)."""
 
 _RESERVED = ("__metadata__", ".padding.")  # of safetensors, and of our shards
+
+
+_FORMAT = re.compile(
+    r"((u?int|b?fp?|q)\d.*|(cpu|cuda|directml|gpu|webgpu|mobile|onnx)([-_].*)?)", re.IGNORECASE
+)
+"""A folder called by its format: of `llama/onnx` or `phi/cpu-int4-rtn` the name is in front."""
+
+
+def model_name(file: Path) -> str:
+    """What to call a model: its file, or if that is model.onnx, its folder."""
+    if file.stem != "model":
+        return file.stem
+    folder = file.resolve().parent
+    if _FORMAT.fullmatch(folder.name) and folder.parent.name:
+        return f"{folder.parent.name}/{folder.name}"
+    return folder.name or file.stem
 
 
 def bounded(name: str) -> str:

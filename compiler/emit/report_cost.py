@@ -1,7 +1,7 @@
-"""What a kernel must move and compute, for the report: bytes by kind of memory, and operations.
+"""What a kernel must move and compute, for the report and details.json: bytes, and operations.
 
-The manifest counts what a dispatch may touch at most: whole tables, whole caches. Here it is what it needs
-when the cache holds `depth` positions: of a table read by row only those rows, of a cache the visible part.
+It is what a kernel needs when the cache holds `depth` positions: of a table read by row only those rows, of a
+cache the visible part, or what is appended.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from ..program import Access, Binding, Constant, Kernel, Program, Role
 from ..schedule import writes_of
+
+_BY_LENGTH = ("k_cache", "v_cache", "softmax", "sums")  # what is read of these depends on the length
 
 _CACHES = ("k_cache", "v_cache")
 _PARTIALS = ("softmax", "sums")  # of decode attention: one slice per visible split of the cache
@@ -48,7 +50,7 @@ class Cost:
 
 def kernel_costs(program: Program, depth: int) -> tuple[Cost, ...]:
     """The cost of each kernel of a replay after which the cache holds `depth` positions."""
-    writers = Counter(name for kernel in program.kernels for name in writes_of(kernel))
+    writers = _writers(program)
     return tuple(_kernel_cost(program, kernel, depth, writers) for kernel in program.kernels)
 
 
@@ -56,20 +58,59 @@ def total(costs: Iterable[Cost]) -> Cost:
     return sum(costs, Cost())
 
 
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Bytes that a kernel reads and writes; `cache` of the former are there once the sequence is long."""
+
+    reads: int
+    writes: int
+    cache: int
+
+
+def kernel_traffic(program: Program, depth: int) -> tuple[Traffic, ...]:
+    """What each kernel of a replay moves after which the cache holds `depth` positions."""
+    writers = _writers(program)
+    found = []
+    for kernel in program.kernels:
+        moved = [(each, _moved(program, kernel, each, depth, writers)) for each in kernel.bindings]
+        reads = [(each.variable, nbytes) for each, nbytes in moved if each.access is Access.READ]
+        found.append(
+            Traffic(
+                sum(nbytes for _, nbytes in reads),
+                sum(nbytes for each, nbytes in moved if each.access is Access.READ_WRITE),
+                sum(nbytes for variable, nbytes in reads if variable in _BY_LENGTH),
+            )
+        )
+    return tuple(found)
+
+
+def _writers(program: Program) -> Counter[str]:
+    """How many kernels write each tensor: those that write it in parts (a split LM head) share its bytes."""
+    return Counter(name for kernel in program.kernels for name in writes_of(kernel))
+
+
+def _moved(program: Program, kernel: Kernel, binding: Binding, depth: int, writers: Counter[str]) -> int:
+    """Bytes of a tensor that a kernel touches; of the sequence words and token ids, a few, none."""
+    tensor = program.tensors[binding.tensor]
+    if tensor.role is Role.STATE and binding.variable not in _CACHES:
+        return 0
+    part, whole = _share(program, binding, dict(kernel.constants), depth)
+    shared = tensor.role is not Role.STATE and binding.access is Access.READ_WRITE
+    return tensor.nbytes * min(part, whole) // whole // (writers[tensor.name] if shared else 1)
+
+
 def _kernel_cost(program: Program, kernel: Kernel, depth: int, writers: Counter[str]) -> Cost:
     constants = dict(kernel.constants)
     weights = cache = activations = 0
     for binding in kernel.bindings:
         tensor = program.tensors[binding.tensor]
-        part, whole = _share(program, binding, constants, depth)
-        nbytes = tensor.nbytes * min(part, whole) // whole
+        nbytes = _moved(program, kernel, binding, depth, writers)
         if tensor.role is Role.WEIGHT:
             weights += nbytes
         elif binding.variable in _CACHES:
             cache += nbytes
-        elif tensor.role is not Role.STATE:  # the sequence words and a token id are a few bytes
-            # Kernels that write one tensor in parts (a split LM head) share its bytes.
-            activations += nbytes // (writers[tensor.name] if binding.access is Access.READ_WRITE else 1)
+        else:
+            activations += nbytes
     return Cost(weights, cache, activations, _operations(program, kernel, constants, depth))
 
 

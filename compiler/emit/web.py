@@ -15,6 +15,7 @@ from pathlib import Path
 MODULES = (
     "errors",
     "limits",
+    "programs",
     "schema",
     "check",
     "device",

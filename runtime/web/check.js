@@ -19,7 +19,7 @@ function require(condition, message) {
   if (!condition) throw new Inconsistency(message);
 }
 
-/** @param {(number | string)[]} shape */
+/** @param {number[]} shape */
 const product = (shape) => shape.reduce((/** @type {number} */ n, dim) => n * Number(dim), 1);
 
 /** @param {string} what @param {string[]} names */
@@ -29,7 +29,7 @@ const unique = (what, names) =>
 /** Refuse a decoded manifest that is not consistent. @param {Manifest} manifest */
 export function checkManifest(manifest) {
   try {
-    for (const what of /** @type {const} */ (["buffers", "weights", "variants"])) {
+    for (const what of /** @type {const} */ (["buffers", "variants"])) {
       unique(what, manifest[what].map(({ name }) => name));
     }
     unique("shards", manifest.shards.map(({ file }) => file.toLowerCase()));
@@ -39,7 +39,6 @@ export function checkManifest(manifest) {
     }
     checkShards(manifest);
     checkSequence(manifest);
-    checkPorts(manifest, [...manifest.model.inputs, ...manifest.model.outputs], false);
     for (const variant of manifest.variants) checkVariant(manifest, variant);
   } catch (error) {
     if (!(error instanceof Inconsistency)) throw error;
@@ -47,9 +46,8 @@ export function checkManifest(manifest) {
   }
 }
 
-/** Shards and weight buffers are the same bytes; the weights of a shard do not overlap.
- * @param {Manifest} manifest */
-function checkShards({ shards, buffers, weights }) {
+/** Shards and weight buffers are the same bytes. @param {Manifest} manifest */
+function checkShards({ shards, buffers }) {
   const filled = new Set();
   for (const shard of shards) {
     const [name, buffer, block] = [`shard '${shard.file}'`, buffers[shard.buffer], shard.block_nbytes];
@@ -65,25 +63,14 @@ function checkShards({ shards, buffers, weights }) {
   buffers.forEach(({ kind, name }, i) =>
     require(kind !== "weights" || filled.has(i), `no shard fills buffer '${name}'`),
   );
-  const ends = shards.map(() => 0);
-  for (const weight of [...weights].sort((a, b) => a.shard - b.shard || a.offset - b.offset)) {
-    const [name, shard] = [`weight '${weight.name}'`, shards[weight.shard]];
-    require(shard, `${name} has no shard`);
-    require(weight.offset % ALIGNMENT === 0, `${name} is not aligned`);
-    const nbytes = product(weight.shape) * STORAGE_NBYTES[weight.dtype];
-    require(Math.ceil(nbytes / 4) * 4 === weight.nbytes, `the shape of ${name} does not give its size`);
-    require(ends[weight.shard] <= weight.offset, `${name} overlaps another`);
-    ends[weight.shard] = weight.offset + weight.nbytes;
-    require(ends[weight.shard] <= shard.nbytes - shard.data_offset, `${name} ends behind its shard`);
-  }
 }
 
 /** @param {Manifest} manifest */
 function checkSequence({ model, sequence, buffers }) {
   require((model.kind === "decoder") === Boolean(sequence), "a decoder has a sequence, and nothing else has");
   if (!sequence) return;
-  require(model.inputs.some(({ name }) => name === "input_ids"), "a decoder has no input_ids");
-  require(model.outputs.some(({ name }) => name === "logits"), "a decoder has no logits");
+  require(model.inputs.some(({ name }) => name === sequence.ids), `the model has no input '${sequence.ids}'`);
+  require(model.outputs.some(({ name }) => name === sequence.logits), `the model has no output '${sequence.logits}'`);
   const [words, tokens] = [buffers[sequence.buffer], buffers[sequence.tokens]];
   require(words?.kind === "state" && tokens?.kind === "state", "the sequence's buffers are not state");
   require(words !== tokens, "the sequence's words and tokens share a buffer");
@@ -118,7 +105,7 @@ function checkVariant(manifest, variant) {
   }
   checkPrograms(manifest, variant, where);
   for (const [name, program] of Object.entries(variant.programs)) {
-    checkPorts(manifest, [...(program.inputs ?? []), ...(program.outputs ?? [])], true);
+    checkPorts(manifest, [...(program.inputs ?? []), ...(program.outputs ?? [])]);
     require(program.steps.length, `program '${name}' of ${where} has no steps`);
     program.steps.forEach((step, number) => {
       const problem = stepProblem(manifest, step);
@@ -148,7 +135,7 @@ function checkPrograms({ model, sequence }, { programs }, where) {
     require(kind === "decode" ? rows === 1 : rows >= 1, `'${name}' has no rows`);
     kinds.add(kind);
     const shape = [1, kind === "logits" ? rows : 1, sequence.vocab_size].join();
-    const found = outputs.filter((port) => port.name === "logits").map((port) => port.shape.join());
+    const found = outputs.filter((port) => port.name === sequence.logits).map((port) => port.shape.join());
     require(found.length === 1 && found[0] === shape, `'${name}' does not give logits [${shape}]`);
   }
   require(Object.hasOwn(programs, "decode") && kinds.has("prefill"), `${where} lacks 'decode' or 'prefill_N'`);
@@ -157,16 +144,11 @@ function checkPrograms({ model, sequence }, { programs }, where) {
   require(kinds.has("logits") === sequence.all_logits, `${where}: 'logits_N' and all_logits disagree`);
 }
 
-/** @param {Manifest} manifest @param {Port[]} ports @param {boolean} concrete */
-function checkPorts({ buffers }, ports, concrete) {
-  for (const { name, buffer: index, nbytes = 0, shape, storage } of ports) {
-    if (concrete) {
-      require(index !== undefined, `port '${name}' has no buffer`);
-      require(shape.every((dim) => typeof dim === "number"), `port '${name}' has a symbolic shape`);
-      const size = product(shape) * STORAGE_NBYTES[storage];
-      require(size <= nbytes && nbytes <= size + ALIGNMENT, `the shape of port '${name}' does not give its size`);
-    }
-    if (index === undefined) continue;
+/** @param {Manifest} manifest @param {Port[]} ports */
+function checkPorts({ buffers }, ports) {
+  for (const { name, buffer: index, nbytes, shape, storage } of ports) {
+    const size = product(shape) * STORAGE_NBYTES[storage];
+    require(size <= nbytes && nbytes <= size + ALIGNMENT, `the shape of port '${name}' does not give its size`);
     const buffer = buffers[index];
     require(buffer && buffer.kind !== "weights", `port '${name}' has no buffer`);
     require(nbytes % 4 === 0 && nbytes <= buffer.nbytes, `port '${name}' does not fit its buffer`);
@@ -184,13 +166,12 @@ function stepProblem({ buffers, shaders }, step) {
     ranges = [[source, source_offset, nbytes], [target, target_offset, nbytes]];
     written = [target];
   } else {
-    const access = shaders[step.shader]?.access ?? [];
+    const access = shaders[step.shader]?.access ?? "";
     if (step.bindings.length !== access.length || !access.length) return "does not bind what its shader has";
     ranges = step.bindings;
-    written = ranges.filter((_, i) => access[i] === "read_write").map(([index]) => index);
-    if (!step.grid === !step.indirect) return "must have a grid or an indirect grid";
+    written = ranges.filter((_, i) => access[i] === "w").map(([index]) => index);
     if (step.indirect && !buffers[step.indirect[0]]?.indirect) return "takes its grid from the wrong buffer";
-    if (step.indirect) ranges = [...ranges, [...step.indirect, 12]];
+    if (step.indirect) ranges = [...ranges, step.indirect];
   }
   for (const [index, offset, nbytes] of ranges) {
     if (!(offset + nbytes <= buffers[index]?.nbytes)) return "uses a range outside of its buffer";

@@ -41,11 +41,10 @@ export function lacking(variant, gpu) {
 /** Indices of the buffers that the programs of `variant` touch, or that the caller reads and writes.
  * @param {Manifest} manifest @param {Variant} variant @returns {Set<number>} */
 export function buffersOf(manifest, variant) {
-  const { sequence, model } = manifest;
+  const { sequence } = manifest;
   const used = new Set(sequence ? [sequence.buffer, sequence.tokens] : []);
-  const ports = [...model.inputs, ...model.outputs];
   for (const program of Object.values(variant.programs)) {
-    ports.push(...(program.inputs ?? []), ...(program.outputs ?? []));
+    for (const { buffer } of [...(program.inputs ?? []), ...(program.outputs ?? [])]) used.add(buffer);
     for (const step of program.steps) {
       if (step.step === "copy") used.add(step.source).add(step.target);
       else {
@@ -54,7 +53,6 @@ export function buffersOf(manifest, variant) {
       }
     }
   }
-  for (const { buffer } of ports) if (buffer !== undefined) used.add(buffer);
   return used;
 }
 

@@ -27,16 +27,16 @@ export async function createResources(source, manifest, variant, device, progres
   /** @type {Map<string, {group: GPUBindGroupLayout, layout: GPUPipelineLayout}>} */
   const layouts = new Map();
   for (const { access } of manifest.shaders) {
-    const entries = access.map((how, binding) => {
-      const type = /** @type {GPUBufferBindingType} */ (how === "read" ? "read-only-storage" : "storage");
+    const entries = [...access].map((how, binding) => {
+      const type = /** @type {GPUBufferBindingType} */ (how === "r" ? "read-only-storage" : "storage");
       return { binding, visibility: 4, buffer: { type } };
     });
-    if (layouts.has(String(access))) continue;
+    if (layouts.has(access)) continue;
     const group = device.createBindGroupLayout({ entries });
-    layouts.set(String(access), { group, layout: device.createPipelineLayout({ bindGroupLayouts: [group] }) });
+    layouts.set(access, { group, layout: device.createPipelineLayout({ bindGroupLayouts: [group] }) });
   }
   const layoutOf = (/** @type {number} */ shader) => {
-    return /** @type {NonNullable<ReturnType<typeof layouts.get>>} */ (layouts.get(String(manifest.shaders[shader].access)));
+    return /** @type {NonNullable<ReturnType<typeof layouts.get>>} */ (layouts.get(manifest.shaders[shader].access));
   };
   /** @type {Map<number, Promise<GPUComputePipeline>>} */
   const pipelines = new Map();

@@ -3,10 +3,11 @@
  * `runtime/schema.py` documents every field; `check.js` looks at how they fit together.
  */
 import { RECOMPILE, RuntimeFailure } from "./errors.js";
+import { spellOut } from "./programs.js";
 
 /** @import { Check, Manifest } from "./types.js" */
 
-export const VERSION = 1;
+export const VERSION = 2;
 const SAFE = 2 ** 53 - 1;
 
 class Mismatch extends Error {
@@ -74,35 +75,28 @@ const storage = one("f32", "f16", "i32", "u32", "u8", "i8");
 const port = record({
   name,
   dtype: one("float32", "float16", "int64", "int32", "bool", "uint8", "int8"),
-  shape: list((v) => (typeof v === "string" ? name : count)(v)),
+  shape: list(count),
   storage,
-  "buffer?": ordinal,
-  "nbytes?": count,
+  buffer: ordinal,
+  nbytes: count,
 });
-const dispatch = record({
-  kernel: name,
-  shader: ordinal,
-  bindings: list(list(count, 3)),
-  "grid?": list(whole(1, 65535), 3),
-  "indirect?": list(count, 2),
-});
-const copy = record({
-  source: ordinal,
-  source_offset: count,
-  target: ordinal,
-  target_offset: count,
-  nbytes: positive,
-});
-const kind = record({ step: one("dispatch", "copy") });
+const modelPort = record({ name, shape: list((v) => (typeof v === "string" ? name : count)(v)) });
+const dispatch = list(count);
+const copy = record({ source: count, target: count });
 /** @type {Check} */
-const step = (value) => {
-  kind(value);
-  (value.step === "copy" ? copy : dispatch)(value);
+const step = (value) => (Array.isArray(value) ? dispatch : copy)(value);
+const grid = list(whole(1, 65535), 3);
+/** @type {Check} */
+const launch = (value) => {
+  if (value === null) return;
+  list(() => {}, 2)(value);
+  part(ordinal, value[0], 0);
+  part(Array.isArray(value[1]) ? grid : count, value[1], 1);
 };
 const program = record({ rows: count, steps: list(step), "inputs?": list(port), "outputs?": list(port) });
 const MANIFEST = record({
   producer: name,
-  model: record({ name, kind: one("decoder", "graph"), inputs: list(port), outputs: list(port) }),
+  model: record({ name, kind: one("decoder", "graph"), inputs: list(modelPort), outputs: list(modelPort) }),
   "sequence?": record({
     buffer: ordinal,
     tokens: ordinal,
@@ -113,6 +107,8 @@ const MANIFEST = record({
     stop_tokens: list(word),
     driven_by: one("gpu", "host"),
     all_logits: flag,
+    ids: name,
+    logits: name,
   }),
   buffers: list(
     record({
@@ -132,24 +128,25 @@ const MANIFEST = record({
       blocks: list(hash),
     }),
   ),
-  weights: list(
-    record({ name, dtype: storage, shape: list(count), shard: ordinal, offset: count, nbytes: positive }),
-  ),
   shaders: list(
     record({
       file: fileName,
       sha256: hash,
       workgroup: list(positive, 3),
-      access: list(one("read", "read_write")),
+      access: text(/^[rw]+$/, "an access"),
       "features?": list(name),
     }),
   ),
+  kernels: list(name),
+  ranges: list(list(count, 3)),
+  programs: map(program),
   variants: list(
     record({
       name,
       features: list(one("shader-f16", "subgroups")),
       limits: map(count),
-      programs: map(program),
+      launches: list(launch),
+      "programs?": map(program),
       "adapter?": record({ vendor: name, "device?": name }),
     }),
   ),
@@ -187,5 +184,6 @@ export function decodeManifest(source) {
     if (!(error instanceof Mismatch)) throw error;
     throw new RuntimeFailure(subject, `breaks the schema: ${error.path.slice(1)} ${error.message}`, RECOMPILE);
   }
+  document.variants = spellOut(document);
   return document;
 }

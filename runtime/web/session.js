@@ -6,7 +6,7 @@ import { fromStorage, toStorage } from "./ports.js";
 import { checkSampling } from "./sampling.js";
 import { checkCapacity, chooseChunks, sizesOf, tokenIds } from "./sequence.js";
 
-/** @import { Manifest, Port, SequenceState, Variant } from "./types.js" */
+/** @import { Manifest, ModelPort, Port, SequenceState, Variant } from "./types.js" */
 /** @import { Resources } from "./resources.js" */
 /** @import { History, Request } from "./generate.js" */
 /** @import { Tensor } from "./ports.js" */
@@ -79,8 +79,8 @@ export class Session {
   }
 
   /**
-   * Run the model once. A language model needs `input_ids` only: it continues the sequence of earlier calls.
-   * `logits` are [1, S, V], or [1, 1, V] where the exporter kept the last position only.
+   * Run the model once. A language model needs its token ids only: it continues the sequence of earlier calls.
+   * Its logits are [1, S, V], or [1, 1, V] where the exporter kept the last position only.
    * @param {Record<string, any>} inputs typed arrays, arrays or {data, dims} by the model's input names
    * @param {string[]} [outputs] undefined for all but the KV cache
    * @returns {Promise<Record<string, Tensor>>}
@@ -225,8 +225,8 @@ export class Session {
   /** The outputs wanted; refuses names that are not the model's.
    * @param {Record<string, any>} inputs @param {string[]} [outputs] */
   #checkNames(inputs, outputs) {
-    const { model } = this.manifest;
-    /** @type {(side: string, ports: Port[], names: string[]) => void} */
+    const { model, sequence } = this.manifest;
+    /** @type {(side: string, ports: ModelPort[], names: string[]) => void} */
     const check = (side, ports, names) => {
       const has = ports.map(({ name }) => name);
       const odd = names.find((name) => !has.includes(name));
@@ -234,7 +234,7 @@ export class Session {
       throw new RuntimeFailure(`${side} '${odd}'`, "is not the model's", `choose from ${has.slice(0, 6).join(", ")}`);
     };
     check("input", model.inputs, Object.keys(inputs));
-    const names = outputs ?? model.outputs.map(({ name }) => name).filter((name) => !name.startsWith("present"));
+    const names = outputs ?? (sequence ? [sequence.logits] : model.outputs.map(({ name }) => name));
     check("output", model.outputs, names);
     return names;
   }
@@ -250,17 +250,17 @@ export class Session {
       }
       return /** @type {const} */ ([port, toStorage(port, inputs[port.name])]);
     });
-    const buffer = (/** @type {Port} */ port) => /** @type {GPUBuffer} */ (buffers.get(port.buffer ?? 0));
+    const buffer = (/** @type {Port} */ port) => /** @type {GPUBuffer} */ (buffers.get(port.buffer));
     for (const [port, bytes] of uploads) device.queue.writeBuffer(buffer(port), 0, /** @type {any} */ (bytes));
     const wanted = names.map((name) => /** @type {Port} */ (outputs.find((port) => port.name === name)));
     const bytes = await recorder.read(
       [prepared],
-      wanted.map((port) => [buffer(port), 0, port.nbytes ?? 0]),
+      wanted.map((port) => [buffer(port), 0, port.nbytes]),
     );
     let at = 0;
     const tensors = wanted.map((port) => {
-      at += port.nbytes ?? 0;
-      return [port.name, fromStorage(port, bytes, at - (port.nbytes ?? 0), /** @type {number[]} */ (port.shape))];
+      at += port.nbytes;
+      return [port.name, fromStorage(port, bytes, at - (port.nbytes), port.shape)];
     });
     return Object.fromEntries(tensors);
   }
@@ -269,21 +269,22 @@ export class Session {
   async #runDecoder(state, inputs, names) {
     const history = this.#history;
     for (const name of Object.keys(inputs)) {
-      if (name === "input_ids") continue;
+      if (name === state.ids) continue;
       const hint = "leave it out: the session keeps the KV cache, mask and positions of its sequence";
       throw new RuntimeFailure(`input '${name}'`, "cannot be given", hint);
     }
-    const ids = tokenIds(inputs.input_ids?.data ?? inputs.input_ids ?? [], state.vocab_size, "input 'input_ids'");
-    if (!ids.length) throw new RuntimeFailure("input 'input_ids'", "is empty", "give at least one token");
+    const [given, subject] = [inputs[state.ids], `input '${state.ids}'`];
+    const ids = tokenIds(given?.data ?? given ?? [], state.vocab_size, subject);
+    if (!ids.length) throw new RuntimeFailure(subject, "is empty", "give at least one token");
     const tokens = [...history.tokens, ...ids];
     checkCapacity(tokens.length, history.tokens.length, state.capacity);
-    const kind = names.includes("logits") && state.all_logits ? "logits" : "prefill";
+    const kind = names.includes(state.logits) && state.all_logits ? "logits" : "prefill";
     const logits = await this.#recovering(() => this.#logits(state, tokens, kind));
     history.tokens = tokens;
     history.past = tokens.length;
     /** @type {Record<string, Tensor>} */
     const result = {};
-    for (const name of names) result[name] = name === "logits" ? logits : await this.#present(name);
+    for (const name of names) result[name] = name === state.logits ? logits : await this.#present(name);
     return result;
   }
 
@@ -306,12 +307,12 @@ export class Session {
       const from = Math.max(firstRow, past);
       if (from >= end) resources.recorder.submit([program]);
       else {
-        const port = /** @type {Port} */ (this.#programs[name].outputs?.find((p) => p.name === "logits"));
+        const port = /** @type {Port} */ (this.#programs[name].outputs?.find((p) => p.name === state.logits));
         const row = state.vocab_size * STORAGE_NBYTES[port.storage];
         const [n, skip] = [end - from, kind === "logits" ? from - past : 0];
         const start = Math.floor((skip * row) / 4) * 4;
         const stop = Math.ceil(((skip + n) * row) / 4) * 4;
-        const buffer = /** @type {GPUBuffer} */ (resources.buffers.get(port.buffer ?? 0));
+        const buffer = /** @type {GPUBuffer} */ (resources.buffers.get(port.buffer));
         const bytes = await resources.recorder.read([program], [[buffer, start, stop - start]]);
         parts.push(fromStorage(port, bytes, skip * row - start, [1, n, state.vocab_size]));
       }
@@ -328,10 +329,10 @@ export class Session {
   async #present(name) {
     const { recorder, buffers } = this.#alive();
     const port = this.#programs.decode.outputs?.find((each) => each.name === name);
-    if (!port) throw new RuntimeFailure(`output '${name}'`, "cannot be read", "ask for logits");
-    const buffer = /** @type {GPUBuffer} */ (buffers.get(port.buffer ?? 0));
-    const [, heads, capacity, size] = port.shape.map(Number);
-    const whole = fromStorage(port, await recorder.read([], [[buffer, 0, port.nbytes ?? 0]]), 0, [1, heads, capacity, size]);
+    if (!port) throw new RuntimeFailure(`output '${name}'`, "cannot be read", "ask for the logits");
+    const buffer = /** @type {GPUBuffer} */ (buffers.get(port.buffer));
+    const [, heads, capacity, size] = port.shape;
+    const whole = fromStorage(port, await recorder.read([], [[buffer, 0, port.nbytes]]), 0, [1, heads, capacity, size]);
     const total = this.#history.tokens.length;
     const data = new whole.data.constructor(heads * total * size);
     for (let head = 0; head < heads; head++) {

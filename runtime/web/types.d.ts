@@ -1,13 +1,19 @@
 /** The fields of manifest.json that the runtime reads; `runtime/schema.py` documents them all. */
 export type Check = (value: any) => void;
 
-export interface Port {
+export interface ModelPort {
   name: string;
   dtype: string;
   shape: (number | string)[];
+}
+
+export interface Port {
+  name: string;
+  dtype: string;
+  shape: number[];
   storage: string;
-  buffer?: number;
-  nbytes?: number;
+  buffer: number;
+  nbytes: number;
 }
 
 export interface BufferInfo {
@@ -26,20 +32,11 @@ export interface Shard {
   blocks: string[];
 }
 
-export interface Weight {
-  name: string;
-  dtype: string;
-  shape: number[];
-  shard: number;
-  offset: number;
-  nbytes: number;
-}
-
 export interface ShaderInfo {
   file: string;
   sha256: string;
   workgroup: number[];
-  access: string[];
+  access: string;
   features?: string[];
 }
 
@@ -86,15 +83,18 @@ export interface SequenceState {
   stop_tokens: number[];
   driven_by: string;
   all_logits: boolean;
+  ids: string;
+  logits: string;
 }
 
 export interface ModelInfo {
   name: string;
   kind: string;
-  inputs: Port[];
-  outputs: Port[];
+  inputs: ModelPort[];
+  outputs: ModelPort[];
 }
 
+/** As `decodeManifest` gives it: `variants` have every program, spelled out. */
 export interface Manifest {
   format: string;
   version: number;
@@ -102,7 +102,6 @@ export interface Manifest {
   model: ModelInfo;
   buffers: BufferInfo[];
   shards: Shard[];
-  weights: Weight[];
   shaders: ShaderInfo[];
   variants: Variant[];
   sequence?: SequenceState;

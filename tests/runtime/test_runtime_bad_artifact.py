@@ -8,9 +8,10 @@ import os
 import shutil
 
 import pytest
-from toy_artifact import BLOCK, build_decoder, build_graph, edit_manifest
+from toy_artifact import BLOCK, build_decoder, build_graph, edit_details, edit_manifest
 from webgpu_compile.runtime import RuntimeFailure, load
 from webgpu_compile.runtime.artifact import open_artifact
+from webgpu_compile.runtime.details import read_details
 from webgpu_compile.runtime.shards import load_shards
 
 SHARD = "model-00001.safetensors"
@@ -118,19 +119,22 @@ def test_a_shard_that_is_not_a_file(folder):
 
 HEADERS = {
     "hole": (lambda h: {k: v for k, v in h.items() if not k.startswith(".padding")}, "bytes behind its last"),
-    "unknown": (
-        lambda h: {**h, "x": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}},
-        "that the manifest lacks",
+    "odd place": (
+        lambda h: {**h, "x": {"dtype": "U8", "shape": [0], "data_offsets": [4, 4]}},
+        "at an odd place",
+    ),
+    "padding": (
+        lambda h: {**h, ".padding.0": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}},
+        "which is no padding",
     ),
     "overlap": (
         lambda h: {**h, ".padding.0": {"dtype": "U8", "shape": [4], "data_offsets": [4, 8]}},
         "an overlap at|a hole before",
     ),
-    "shape": (lambda h: {**h, "table": {**h["table"], "shape": [2048, 2]}}, "disagree about 'table'"),
     "size": (lambda h: {**h, "table": {**h["table"], "shape": [1]}}, "malformed entry for 'table'"),
     "negative": (lambda h: {**h, "table": {**h["table"], "shape": [-4096]}}, "malformed entry"),
     "huge": (lambda h: {**h, "table": {**h["table"], "data_offsets": [0, 2**70]}}, "malformed entry"),
-    "missing": (lambda h: {"other": h["table"]}, "that the manifest lacks"),
+    "empty": (lambda h: {}, "bytes behind its last"),
     "list": (lambda h: [], "has no safetensors header"),
     "metadata": (lambda h: {**h, "__metadata__": {"a": 1}}, "malformed metadata"),
 }
@@ -218,12 +222,12 @@ def test_a_shader_that_would_crash_the_compiler(folder, text):
         (b"{}", "was not written by webgpu-compile"),
         (b"[]", "was not written by webgpu-compile"),
         (b'{"name": "a web app"}', "was not written by webgpu-compile"),
-        (b'{"format": "webgpu-compile", "version": 2}', "has schema version 2, newer than 1"),
-        (b'{"format": "webgpu-compile", "version": 0}', "has schema version 0, not 1"),
-        (b'{"format": "webgpu-compile", "version": true}', "breaks the schema"),
-        (b'{"format": "webgpu-compile"}', "has schema version None, not 1"),
+        (b'{"format": "webgpu-compile", "version": 3}', "has schema version 3, newer than 2"),
+        (b'{"format": "webgpu-compile", "version": 1}', "has schema version 1, not 2"),
+        (b'{"format": "webgpu-compile", "version": 2.0}', "breaks the schema"),
+        (b'{"format": "webgpu-compile"}', "has schema version None, not 2"),
         (b'{"format": "webgpu-compile", "format": "webgpu-compile"}', "has the key 'format' twice"),
-        (b'{"format": "webgpu-compile", "version": 1}', "breaks the schema: Object missing required field"),
+        (b'{"format": "webgpu-compile", "version": 2}', "breaks the schema: Object missing required field"),
         (b'{"format": NaN}', "is damaged or cut short"),
         (b'{"format": "\xff"}', "is damaged or cut short"),
         (b"[" * 100_000, "is damaged or cut short"),
@@ -251,8 +255,25 @@ def test_not_a_folder(tmp_path):
 
 
 def step(manifest, kernel, program="decode"):
-    steps = manifest["variants"][0]["programs"][program]["steps"]
-    return next(step for step in steps if step.get("kernel") == kernel)
+    """The first step of a program that runs `kernel`: [number of the kernel, ranges …]."""
+    steps = manifest["programs"][program]["steps"]
+    return next(step for step in steps if manifest["kernels"][step[0]] == kernel)
+
+
+def bind(manifest, kernel, binding, bound):
+    """Bind another range in `decode`."""
+    manifest["ranges"].append(bound)
+    step(manifest, kernel)[1 + binding] = len(manifest["ranges"]) - 1
+
+
+def launch(manifest, kernel):
+    """How the first variant runs `kernel` in `decode`: [shader, grid]."""
+    return manifest["variants"][0]["launches"][step(manifest, kernel)[0]]
+
+
+def indirect(manifest, bound):
+    manifest["ranges"].append(bound)
+    launch(manifest, "append")[1] = len(manifest["ranges"]) - 1
 
 
 def buffer(manifest, name):
@@ -274,58 +295,56 @@ LIES = {
     "tiny blocks": (lambda m: m["shards"][0].update(block_nbytes=4), "has blocks of 4 bytes"),
     "data offset": (lambda m: m["shards"][0].update(data_offset=8), "the data of shard"),
     "shard in state": (lambda m: m["shards"][0].update(buffer=1), "is not for weights"),
-    "weights without shard": (lambda m: m.update(shards=[], weights=[]), "no shard fills buffer"),
-    "weight offset": (lambda m: m["weights"][0].update(offset=256), "ends behind its shard"),
-    "weight overflow": (lambda m: m["weights"][0].update(offset=2**53 - 256), "ends behind its shard"),
-    "weight shape": (lambda m: m["weights"][0].update(shape=[2**26, 2**27]), "does not give its size"),
-    "weight twice": (
-        lambda m: m["weights"].append({**m["weights"][0], "name": "again"}),
-        "overlaps another",
+    "weights without shard": (lambda m: m.update(shards=[]), "no shard fills buffer"),
+    "range outside": (lambda m: bind(m, "append", 3, [3, 0, 644]), "is outside of 'cache'"),
+    "range overflow": (lambda m: bind(m, "append", 3, [3, 2**53 - 256, 256]), "is outside of 'cache'"),
+    "range odd": (lambda m: bind(m, "append", 3, [3, 0, 5]), "of 'cache' is not a multiple of 4"),
+    "range of nothing": (lambda m: bind(m, "append", 3, [99, 0, 4]), "in a buffer that does not exist"),
+    "unused range": (lambda m: m["ranges"].append([3, 640, 4]), "is outside of 'cache'"),
+    "range index": (
+        lambda m: step(m, "append").__setitem__(4, 999),
+        "program 'decode' of variant 'portable', step 1: uses range 999, which does not exist",
     ),
-    "binding out of range": (
-        lambda m: step(m, "append")["bindings"].__setitem__(3, [3, 0, 644]),
-        "program 'decode' of variant 'portable', step 1 (append): binds a range outside of 'cache'",
+    "kernel index": (
+        lambda m: step(m, "append").__setitem__(0, 999),
+        "a kernel that its variant does not have",
     ),
-    "binding overflow": (
-        lambda m: step(m, "append")["bindings"].__setitem__(3, [3, 2**53 - 256, 256]),
-        "binds a range outside",
+    "kernel of others": (
+        lambda m: m["variants"][0]["launches"].__setitem__(0, None),
+        "step 0: runs a kernel that its variant does not have",
     ),
+    "launches": (
+        lambda m: m["variants"][0]["launches"].pop(),
+        "does not launch as many kernels as there are",
+    ),
+    "kernels": (lambda m: m["kernels"].append("x"), "does not launch as many kernels as there are"),
+    "empty step": (lambda m: m["programs"]["decode"]["steps"].insert(0, []), "breaks the schema"),
     "binding unaligned": (
-        lambda m: step(m, "append")["bindings"].__setitem__(3, [3, 128, 4]),
-        "at an offset that is not a multiple of 256",
+        lambda m: bind(m, "append", 3, [3, 128, 4]),
+        "program 'decode' of variant 'portable', step 1 (append): "
+        "binds 'cache' at an offset that is not a multiple of 256",
     ),
-    "binding size": (
-        lambda m: step(m, "append")["bindings"].__setitem__(3, [3, 0, 5]),
-        "a size of 'cache' that is not a multiple of 4",
-    ),
-    "binding to nothing": (
-        lambda m: step(m, "append")["bindings"].__setitem__(3, [99, 0, 4]),
-        "uses a buffer that does not exist",
-    ),
-    "binding count": (
-        lambda m: step(m, "append")["bindings"].pop(),
-        "binds 3 buffers where its shader has 4",
-    ),
+    "binding count": (lambda m: step(m, "append").pop(), "binds 3 buffers where its shader has 4"),
     "read and write": (
-        lambda m: step(m, "append")["bindings"].__setitem__(1, [3, 0, 4]),
+        lambda m: bind(m, "append", 1, [3, 0, 4]),
         "reads and writes 'cache' through different bindings",
     ),
     "overlapping writes": (
-        lambda m: step(m, "begin")["bindings"].__setitem__(1, [1, 0, 4]),
+        lambda m: bind(m, "begin", 1, [1, 0, 4]),
         "binds overlapping ranges of 'sequence' for writing",
     ),
     "write weights": (
-        lambda m: step(m, "append")["bindings"].__setitem__(3, [0, 0, 4]),
+        lambda m: bind(m, "append", 3, [0, 0, 4]),
         "writes the weights|reads and writes",
     ),
-    "no grid": (lambda m: step(m, "logits").pop("grid"), "must have a grid or an indirect grid"),
-    "zero grid": (lambda m: step(m, "logits").update(grid=[0, 1, 1]), "breaks the schema"),
-    "indirect unmarked": (
-        lambda m: step(m, "append").update(indirect=[3, 0]),
-        "which it writes|not marked indirect",
-    ),
-    "indirect outside": (lambda m: step(m, "append").update(indirect=[4, 4]), "takes its grid from outside"),
-    "shader index": (lambda m: step(m, "logits").update(shader=99), "has a shader that does not exist"),
+    "no grid": (lambda m: launch(m, "logits").pop(), "breaks the schema"),
+    "zero grid": (lambda m: launch(m, "logits").__setitem__(1, [0, 1, 1]), "breaks the schema"),
+    "grid index": (lambda m: launch(m, "logits").__setitem__(1, 999), "uses range 999"),
+    "indirect unmarked": (lambda m: indirect(m, [2, 0, 12]), "not marked indirect"),
+    "indirect outside": (lambda m: indirect(m, [4, 4, 12]), "is outside of 'grid'"),
+    "indirect size": (lambda m: indirect(m, [4, 0, 8]), "takes its grid from 8 bytes"),
+    "shader index": (lambda m: launch(m, "logits").__setitem__(0, 99), "has a shader that does not exist"),
+    "access": (lambda m: m["shaders"][0].update(access="rx"), "breaks the schema"),
     "workgroup": (lambda m: m["shaders"][0].update(workgroup=[256, 2, 1]), "has a workgroup of 512"),
     "limit name": (lambda m: m["variants"][0].update(limits={"max-fun": 1}), "the unknown limit 'max-fun'"),
     "feature name": (lambda m: m["variants"][0].update(features=["timestamp-query"]), "Invalid enum value"),
@@ -333,30 +352,36 @@ LIES = {
         lambda m: m["shaders"][0].update(features=["subgroups"]),
         "a feature that its variant does not name",
     ),
-    "no decode": (lambda m: m["variants"][0]["programs"].pop("decode"), "has no program 'decode'"),
+    "no decode": (lambda m: m["programs"].pop("decode"), "has no program 'decode'"),
     "cannot sample": (
-        lambda m: m["variants"][0]["programs"].update(decode_sampled=m["variants"][0]["programs"]["decode"]),
+        lambda m: m["programs"].update(decode_sampled=m["programs"]["decode"]),
         "'decode_sampled' and the words disagree",
     ),
     "other program": (
-        lambda m: m["variants"][0]["programs"].update(prefill_5=m["variants"][0]["programs"]["prefill_4"]),
+        lambda m: m["programs"].update(prefill_5=m["programs"]["prefill_4"]),
+        "has the unknown program 'prefill_5'",
+    ),
+    "other program of a variant": (
+        lambda m: m["variants"][0].update(programs={"prefill_5": m["programs"]["prefill_4"]}),
         "has the unknown program 'prefill_5'",
     ),
     "no logits": (
-        lambda m: m["variants"][0]["programs"]["decode"].pop("outputs"),
+        lambda m: m["programs"]["decode"].pop("outputs"),
         "'decode' does not give logits",
     ),
     "no words": (lambda m: m["sequence"]["words"].pop("stop"), "lacks the word 'stop'"),
     "same words": (lambda m: m["sequence"]["words"].update(stop=0), "two words of the sequence are the same"),
     "words outside": (lambda m: m["sequence"]["words"].update(stop=4000), "too small for its words"),
     "many stop tokens": (lambda m: m["sequence"].update(max_stop_tokens=2**53), "too small for its words"),
-    "no ids": (lambda m: m["model"]["inputs"].pop(0), "a decoder has no input_ids"),
-    "no logits port": (lambda m: m["model"]["outputs"].pop(0), "a decoder has no logits"),
+    "no ids": (lambda m: m["model"]["inputs"].pop(0), "the model has no input 'input_ids'"),
+    "no mask": (lambda m: m["model"]["inputs"].pop(1), "the model has no such mask"),
+    "no logits port": (lambda m: m["model"]["outputs"].pop(0), "the model has no output 'logits'"),
+    "other logits": (lambda m: m["sequence"].update(logits="present.0.key"), "'decode' does not give logits"),
     "capacity": (lambda m: m["sequence"].update(capacity=41), "the token buffer is too small"),
     "no sequence": (lambda m: m.pop("sequence"), "a decoder has a sequence"),
     "all logits": (lambda m: m["sequence"].update(all_logits=False), "'logits_N' and all_logits disagree"),
     "port": (
-        lambda m: m["variants"][0]["programs"]["decode"]["outputs"][0].update(nbytes=10**6),
+        lambda m: m["programs"]["decode"]["outputs"][0].update(nbytes=10**6),
         "does not give its size",
     ),
     "big buffer": (
@@ -376,32 +401,74 @@ def test_a_manifest_that_lies(folder, case):
 
 
 COPIES = {
-    "itself": ({"target": 2}, "copies within one buffer"),
-    "outside": ({"nbytes": 404}, "copies a range outside its buffer"),
-    "odd": ({"source_offset": 2}, "not a multiple of 4"),
-    "weights": ({"target": 0}, "writes weights"),
-    "nothing": ({"target": 77}, "does not exist"),
-    "overflow": ({"source_offset": 2**53 - 4}, "copies a range outside"),
+    "itself": ([2, 200, 4], [2, 0, 4], "copies within one buffer"),
+    "outside": ([2, 0, 404], [3, 0, 404], "is outside of 'y'"),
+    "odd": ([2, 2, 4], [3, 0, 4], "not a multiple of 4"),
+    "weights": ([2, 0, 4], [0, 0, 4], "writes weights"),
+    "nothing": ([77, 0, 4], [3, 0, 4], "does not exist"),
+    "sizes": ([2, 0, 8], [3, 0, 4], "copies between ranges of different sizes"),
 }
 
 
 @pytest.mark.parametrize("case", COPIES)
 def test_a_copy_that_lies(graph, tmp_path, case):
     folder = shutil.copytree(graph, tmp_path / "out")
-    change, message = COPIES[case]
-    edit_manifest(folder, lambda m: m["variants"][0]["programs"]["run"]["steps"][1].update(change))
+    source, target, message = COPIES[case]
+
+    def change(manifest):
+        manifest["ranges"] += [source, target]
+        n = len(manifest["ranges"])
+        manifest["programs"]["run"]["steps"][1] = {"source": n - 2, "target": n - 1}
+
+    edit_manifest(folder, change)
     assert message in failure(folder).problem
 
 
 def test_a_graph_whose_program_has_other_ports(graph, tmp_path):
     folder = shutil.copytree(graph, tmp_path / "out")
-    edit_manifest(folder, lambda m: m["variants"][0]["programs"]["run"]["outputs"].pop())
+    edit_manifest(folder, lambda m: m["programs"]["run"]["outputs"].pop())
     assert "'run' has not the model's ports" in failure(folder).problem
 
 
 def test_a_binding_smaller_than_the_shader_needs_fails_at_load(folder):
-    edit_manifest(folder, lambda m: step(m, "begin")["bindings"].__setitem__(0, [1, 0, 4]))
+    edit_manifest(folder, lambda m: bind(m, "begin", 0, [1, 0, 4]))
     error = failure(folder)
     assert error.subject == "shaders/begin_1.wgsl"
     assert "`min_binding_size`, which is 4" in error.problem
     assert error.detail
+
+
+DETAILS = {
+    "format": (lambda d: d.update(format="x"), "breaks the schema"),
+    "version": (lambda d: d.update(version=1), "has schema version 1, not 2"),
+    "program": (lambda d: d["programs"].pop("decode"), "lacks the program 'decode'"),
+    "steps": (lambda d: d["programs"]["decode"]["steps"].pop(), "does not fit the program 'decode'"),
+    "lifetime": (
+        lambda d: d["programs"]["decode"].update(lifetimes=[["x", 99, 4, 0, 1]]),
+        "does not fit the program 'decode'",
+    ),
+    "step": (
+        lambda d: d["programs"]["decode"].update(lifetimes=[["x", 1, 4, 0, 99]]),
+        "does not fit the program 'decode'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DETAILS)
+def test_details_that_lie(folder, case):
+    change, message = DETAILS[case]
+    edit_details(folder, change)
+    with pytest.raises(RuntimeFailure) as caught:
+        read_details(open_artifact(folder))
+    assert caught.value.subject == "details.json"
+    assert caught.value.problem.startswith(message)
+
+
+def test_details_that_were_changed(folder):
+    (folder / "details.json").write_text("{}")
+    with pytest.raises(RuntimeFailure, match="was changed after it was compiled"):
+        read_details(open_artifact(folder))
+    (folder / "details.json").unlink()
+    with pytest.raises(RuntimeFailure, match="is missing from the artifact"):
+        read_details(open_artifact(folder))
+    load(folder).close()  # which needs none

@@ -13,7 +13,7 @@ from toy_artifact import build_decoder, greedy
 from webgpu_compile.runtime import RuntimeFailure, load
 from webgpu_compile.runtime.device import choose_variant, request_adapter, request_device
 from webgpu_compile.runtime.limits import DEFAULTS
-from webgpu_compile.runtime.schema import Variant
+from webgpu_compile.runtime.programs import Variant
 from webgpu_compile.runtime.shaders import check_source, excerpt, for_naga
 
 FAST = {

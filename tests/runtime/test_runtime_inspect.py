@@ -8,7 +8,7 @@ import json
 import pytest
 from click.testing import CliRunner
 from rich.console import Console
-from toy_artifact import build_decoder, build_graph, edit_manifest
+from toy_artifact import build_decoder, build_graph, edit_details, edit_manifest
 from webgpu_compile.runtime import inspect_cli
 from webgpu_compile.runtime.inspect_tables import human
 
@@ -59,7 +59,7 @@ def test_program_names_weights_and_shows_markup_as_it_is(graph):
 def test_activations_are_named_by_their_lifetime(graph, tmp_path):
     folder = build_graph(tmp_path / "out")
     lives = [["hidden/[red]x", 2, 400, 0, 1]]
-    edit_manifest(folder, lambda m: m["variants"][0]["programs"]["run"].update(lifetimes=lives))
+    edit_details(folder, lambda d: d["programs"]["run"].update(lifetimes=lives))
     text = inspect(folder, "--program", "run")
     assert "3 rw hidden/[red]x in y" in text
     assert "Lifetimes in run" in text

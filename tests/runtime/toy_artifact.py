@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 from webgpu_compile.runtime.schema import VERSION
 
@@ -62,7 +61,6 @@ class Writer:
         (folder / "weights").mkdir()
         self.buffers: list[dict[str, Any]] = []
         self.shards: list[dict[str, Any]] = []
-        self.weights: list[dict[str, Any]] = []
         self.shaders: list[dict[str, Any]] = []
         self.by_file: dict[str, int] = {}
 
@@ -70,13 +68,13 @@ class Writer:
         self.buffers.append({"name": name, "nbytes": -(-nbytes // 4) * 4, "kind": kind, **more})
         return len(self.buffers) - 1
 
-    def shader(self, file: str, source: str, access: Sequence[str], **more: Any) -> int:
+    def shader(self, file: str, source: str, access: str, **more: Any) -> int:
         """A shader by file name; the same one is written once."""
         if file in self.by_file:
             return self.by_file[file]
         (self.folder / "shaders" / file).write_text(source)
         digest = hashlib.sha256(source.encode()).hexdigest()
-        entry = {"file": file, "sha256": digest, "workgroup": [1, 1, 1], "access": list(access), **more}
+        entry = {"file": file, "sha256": digest, "workgroup": [1, 1, 1], "access": access, **more}
         self.shaders.append(entry)
         self.by_file[file] = len(self.shaders) - 1
         return self.by_file[file]
@@ -86,13 +84,10 @@ class Writer:
         kinds = {"float32": "F32", "int32": "I32", "uint32": "U32", "float16": "F16", "uint8": "U8"}
         header: dict[str, Any] = {}
         data = b""
-        index = len(self.shards)
         for name, array in tensors.items():
             dtype = kinds[str(array.dtype)]
             end = len(data) + array.nbytes
             header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [len(data), end]}
-            entry = {"name": name, "dtype": dtype.lower(), "shape": list(array.shape), "shard": index}
-            self.weights.append({**entry, "offset": len(data), "nbytes": array.nbytes, "onnx": [name]})
             data += array.tobytes()
             if gap := -len(data) % 256:
                 end = len(data) + gap
@@ -113,7 +108,32 @@ class Writer:
         """Whole buffers as bindings."""
         return [[index, 0, self.buffers[index]["nbytes"]] for index in indices]
 
-    def finish(self, model: dict[str, Any], variants: list[dict[str, Any]], **more: Any) -> Path:
+    def finish(
+        self,
+        model: dict[str, Any],
+        programs: dict[str, Any],
+        variants: Sequence[dict[str, Any]],
+        **more: Any,
+    ) -> Path:
+        """Write the manifest and the details. The steps of `programs` are spelled out; here they get numbers."""
+        kernels: list[tuple[str, list[Any]]] = []
+        ranges: list[list[int]] = []
+
+        def step(spelled: dict[str, Any]) -> list[int] | dict[str, int]:
+            if "source" in spelled:
+                return {side: number(ranges, spelled[side]) for side in ("source", "target")}
+            grid = spelled["grid"]
+            launch = [spelled["shader"], grid if len(grid) == 3 else number(ranges, [*grid, 12])]
+            bindings = [number(ranges, bound) for bound in spelled["bindings"]]
+            return [number(kernels, (spelled["kernel"], launch)), *bindings]
+
+        details: dict[str, Any] = {"format": "webgpu-compile details", "version": VERSION}
+        details |= {"graph": {}, "programs": {}, "weights": {}}
+        numbered = {}
+        for name, program in programs.items():
+            steps = program["steps"]
+            numbered[name] = program | {"steps": [step(each) for each in steps]}
+            details["programs"][name] = {"steps": [each.get("details", {}) for each in steps]}
         manifest = {
             "format": "webgpu-compile",
             "version": VERSION,
@@ -121,14 +141,39 @@ class Writer:
             "model": model,
             "buffers": self.buffers,
             "shards": self.shards,
-            "weights": self.weights,
             "shaders": self.shaders,
-            "variants": variants,
+            "kernels": [name for name, _ in kernels],
+            "ranges": ranges,
+            "programs": numbered,
+            "variants": [{**each, "launches": [launch for _, launch in kernels]} for each in variants],
+            "files": {},
             **more,
         }
-        data = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
-        (self.folder / "manifest.json").write_bytes(data)
+        (self.folder / "manifest.json").write_text(json.dumps(manifest))
+        write_details(self.folder, details)
         return self.folder
+
+
+def number(table: list[Any], entry: Any) -> int:
+    """The place of `entry` in `table`, where it is put if it is not there."""
+    if entry not in table:
+        table.append(entry)
+    return table.index(entry)
+
+
+def write_details(folder: Path, details: dict[str, Any]) -> None:
+    """details.json, and its hash in the manifest."""
+    data = json.dumps(details).encode()
+    (folder / "details.json").write_bytes(data)
+    digest = hashlib.sha256(data).hexdigest()
+    edit_manifest(folder, lambda m: m["files"].update({"details.json": digest}))
+
+
+def edit_details(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Rewrite the details after `change` has been at them."""
+    details = json.loads((folder / "details.json").read_bytes())
+    change(details)
+    write_details(folder, details)
 
 
 def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -162,21 +207,22 @@ def build_graph(folder: Path) -> Path:
     x = writer.buffer("x", 400, "input")
     y = writer.buffer("y", 400, "output")
     z = writer.buffer("z", 400, "output")
-    access = ["read", "read", "read", "read_write"]
-    shader = writer.shader("axpb.wgsl", AXPB, access, workgroup=[64, 1, 1])
+    shader = writer.shader("axpb.wgsl", AXPB, "rrrw", workgroup=[64, 1, 1])
     bindings = [[weights, 0, 400], [weights, 512, 4], *writer.bind(x, y)]
     port = {"dtype": "float16", "shape": [100], "storage": "f32", "nbytes": 400}
     inputs = [{**port, "name": "x", "buffer": x}]
     outputs = [{**port, "name": "y", "buffer": y}, {**port, "name": "z", "buffer": z, "dtype": "float32"}]
+    details = {"nodes": ["/Mul", "/[bold]Add"], "reads": 804, "writes": 400, "work": 100}
     steps = [
-        {"step": "dispatch", "kernel": "axpb", "shader": shader, "bindings": bindings, "grid": [2, 1, 1]}
-        | {"nodes": ["/Mul", "/[bold]Add"], "reads": 804, "writes": 400, "work": 100},
-        {"step": "copy", "source": y, "source_offset": 0, "target": z, "target_offset": 0, "nbytes": 400},
+        {"kernel": "axpb", "shader": shader, "bindings": bindings, "grid": [2, 1, 1], "details": details},
+        {"source": [y, 0, 400], "target": [z, 0, 400]},
     ]
     program = {"rows": 0, "steps": steps, "inputs": inputs, "outputs": outputs}
-    variants = [{"name": "portable", "features": [], "limits": {}, "programs": {"run": program}}]
-    model = {"name": "axpb", "kind": "graph", "inputs": inputs, "outputs": outputs}
-    return writer.finish(model, variants)
+    model: dict[str, Any] = {"name": "axpb", "kind": "graph"}
+    for side in ("inputs", "outputs"):
+        model[side] = [{key: port[key] for key in ("name", "dtype", "shape")} for port in program[side]]
+    variants = [{"name": "portable", "features": [], "limits": {}}]
+    return writer.finish(model, {"run": program}, variants)
 
 
 STATE = """\
@@ -327,21 +373,15 @@ class _Decoder:
         for key, value in {**self.constants, **constants}.items():
             source = source.replace(f"{key}u", f"{value}u")
         file = "_".join([name, *map(str, constants.values())]) + ".wgsl"
-        modes = [{"r": "read", "w": "read_write"}[letter] for letter in access]
-        shader = self.writer.shader(file, STATE + source, modes)
-        bindings = self.writer.bind(*buffers)
-        return {"step": "dispatch", "kernel": name, "shader": shader, "bindings": bindings, "grid": [1, 1, 1]}
+        shader = self.writer.shader(file, STATE + source, access)
+        return {"kernel": name, "shader": shader, "bindings": self.writer.bind(*buffers), "grid": [1, 1, 1]}
 
     def program(
         self, rows: int, *, every: bool, host: bool, indirect: bool, vocab_size: int
     ) -> dict[str, Any]:
         s, t, c, g, y = self.sequence, self.tokens, self.cache, self.grid, self.logits
         append = self.kernel("append", APPEND, "rrrw", s, t, self.table, c)
-        if indirect:
-            append = {**append, "indirect": [g, 0]}
-            del append["grid"]
-        else:
-            append["grid"] = [rows, 1, 1]
+        append["grid"] = [g, 0] if indirect else [rows, 1, 1]
         logits = self.kernel("logits", LOGITS, "rrw", s, c, y, EVERY=int(every))
         logits["grid"] = [rows if every else 1, 1, 1]
         steps = [append, logits]
@@ -385,10 +425,10 @@ def build_decoder(
     programs |= {f"prefill_{n}": toy.program(n, every=False, **kind) for n in chunks}
     if all_logits:
         programs |= {f"logits_{n}": toy.program(n, every=True, **kind) for n in chunks}
-    ids = {"dtype": "int64", "storage": "i32"}
+    ids = {"dtype": "int64"}
     past = ["batch_size", HEADS, "past_sequence_length", "kv_cache_dim"]
     present = ["batch_size", HEADS, "total_sequence_length", "kv_cache_dim"]
-    cache = {"dtype": "float16", "storage": "f32"}
+    cache = {"dtype": "float16"}
     logits = ["batch_size", "sequence_length", vocab_size]
     model = {
         "name": "toy",
@@ -399,7 +439,7 @@ def build_decoder(
             {**cache, "name": "past_key_values.0.key", "shape": past},
         ],
         "outputs": [
-            {"name": "logits", "dtype": "float16", "shape": logits, "storage": "f32"},
+            {"name": "logits", "dtype": "float16", "shape": logits},
             {**cache, "name": "present.0.key", "shape": present},
         ],
     }
@@ -413,6 +453,8 @@ def build_decoder(
         "stop_tokens": list(stop_tokens),
         "driven_by": driven_by,
         "all_logits": all_logits,
+        "ids": "input_ids",
+        "logits": "logits",
+        "mask": "attention_mask",
     }
-    full = [{**variant, "programs": programs} for variant in variants]
-    return toy.writer.finish(model, full, sequence=sequence)
+    return toy.writer.finish(model, programs, variants, sequence=sequence)

@@ -125,16 +125,19 @@ test("refuses what cannot be used, in a sentence", async () => {
 
 const damage = [
   ["another format", (m) => (m.format = "onnx"), /was not written by webgpu-compile/],
-  ["a newer schema", (m) => (m.version = 2), /has schema version 2, and this runtime reads 1/],
+  ["a newer schema", (m) => (m.version = 3), /has schema version 3, and this runtime reads 2/],
   ["a wrong type", (m) => (m.buffers[0].nbytes = "4"), /breaks the schema: buffers.0.nbytes is not a whole number/],
   ["a missing field", (m) => delete m.model.name, /model lacks name/],
   ["a path as a file name", (m) => (m.shards[0].file = "../x"), /is not a file name/],
-  ["a binding out of range", (m) => (m.variants[0].programs.decode.steps[0].bindings[0][2] = 2 ** 40), /uses a range outside of its buffer/],
-  ["a shader that is not there", (m) => (m.variants[0].programs.decode.steps[0].shader = 9999), /does not bind/],
+  ["a binding out of range", (m) => (m.ranges[m.programs.decode.steps[0][1]][2] = 2 ** 40), /uses a range outside of its buffer/],
+  ["a shader that is not there", (m) => (m.variants[0].launches[0][0] = 9999), /does not bind/],
+  ["a range that is not there", (m) => (m.programs.decode.steps[0][1] = 9999), /range 9999 does not exist/],
+  ["a kernel that is not there", (m) => (m.programs.decode.steps[0][0] = 9999), /kernel 9999 of variant '.*' does not exist/],
+  ["a kernel that the variant does not run", (m) => (m.variants[0].launches[0] = null), /kernel 0 of variant/],
   ["a shard of another size", (m) => (m.shards[0].nbytes += 4), /and its buffer differ in size/],
   ["a word outside the buffer", (m) => (m.sequence.words.stop = 60000), /too small for its words/],
   ["two words in one place", (m) => (m.sequence.words.stop = m.sequence.words.limit), /two words of the sequence are the same/],
-  ["no decode program", (m) => delete m.variants[0].programs.decode, /lacks 'decode'/],
+  ["no decode program", (m) => delete m.programs.decode, /lacks 'decode'/],
   ["a limit that nobody has", (m) => (m.variants[0].limits["max-buffer-size"] = 2 ** 50), /needs maxBufferSize \(needs/],
   ["a feature that nobody has", (m) => (m.variants[0].features = ["subgroups", "shader-f16"]), null],
 ];
