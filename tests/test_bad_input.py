@@ -386,7 +386,7 @@ def full_disk(*_: object, **__: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "step", ["write_shaders", "write_shard", "copy_model_files", "write_manifest", "replacing"]
+    "step", ["write_shaders", "write_shard", "copy_model_files", "write_json", "replacing"]
 )
 @pytest.mark.parametrize("old", [False, True], ids=["new", "replacing an old one"])
 def test_a_full_disk_at_every_step(

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from decoder_cases import of
+from webgpu_compile.runtime.artifact import open_artifact
 from webgpu_compile.runtime.bench import Result, Trial, plan
 from webgpu_compile.runtime.bench_cli import main
+from webgpu_compile.runtime.programs import Dispatch
 
 CONFIG = of("tiny-llama", n_layers=1)
 
@@ -52,17 +54,17 @@ def test_ceilings_are_those_of_a_computer(document: dict[str, Any]) -> None:
 
 
 def test_every_dispatch_of_a_program_is_timed(document: dict[str, Any], folder: Path) -> None:
-    manifest = json.loads((folder / "manifest.json").read_text())
-    variant = next(v for v in manifest["variants"] if v["name"] == document["variant"])
+    variant = next(v for v in open_artifact(folder).variants if v.name == document["variant"])
     seen = [(program["program"], program["depth"]) for program in document["programs"]]
     assert ("decode", 0) in seen
     assert ("decode", 8) in seen
     assert len(set(seen)) == len(seen)
     for program in document["programs"]:
-        steps = variant["programs"][program["program"]]["steps"]
+        steps = variant.programs[program["program"]].steps
         assert program["n_dispatches"] == len(steps)
         assert sum(kernel["count"] for kernel in program["kernels"]) == len(steps)
-        assert {kernel["kernel"] for kernel in program["kernels"]} == {step["kernel"] for step in steps}
+        names = {step.kernel for step in steps if isinstance(step, Dispatch)}
+        assert {kernel["kernel"] for kernel in program["kernels"]} == names
         assert program["gpu_seconds"] > 0
         assert program["host_seconds"] > 0
         assert all(kernel["seconds"] > 0 for kernel in program["kernels"])

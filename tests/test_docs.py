@@ -27,7 +27,8 @@ from webgpu_compile.compiler.lowering.builder import OPS
 from webgpu_compile.compiler.passes.dump import to_model
 from webgpu_compile.compiler.sequence import WORDS
 from webgpu_compile.models import __main__ as models_cli
-from webgpu_compile.runtime import inspect_cli, run_cli, schema, serve_cli
+from webgpu_compile.runtime import details, inspect_cli, run_cli, schema, serve_cli
+from webgpu_compile.runtime.programs import Dispatch, spell_out
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("models/*.md")])
@@ -169,11 +170,8 @@ def test_every_lowering_says_what_it_does() -> None:
 def records() -> dict[str, type[msgspec.Struct]]:
     return {
         name: kind
-        for name, kind in vars(schema).items()
-        if inspect.isclass(kind)
-        and issubclass(kind, msgspec.Struct)
-        and not name.startswith("_")
-        and kind is not msgspec.Struct
+        for name, kind in (vars(details) | vars(schema)).items()
+        if inspect.isclass(kind) and issubclass(kind, schema.Record) and kind is not schema.Record
     }
 
 
@@ -195,11 +193,17 @@ def default_of(field: Any) -> str:
     return json.dumps(value)
 
 
-def test_the_manifest_page_has_the_version_and_a_real_step() -> None:
+def test_the_manifest_page_has_the_version_and_a_true_example() -> None:
     assert f"`version` is {schema.VERSION}." in read("docs/manifest.md")
     (example,) = blocks("docs/manifest.md", "json")
-    step = msgspec.json.decode(example, type=schema.Dispatch)
-    assert set(json.loads(example)) - {"step"} == set(step.__struct_fields__) - {"indirect"}
+    rest = {"format": "webgpu-compile", "version": schema.VERSION, "producer": "docs", "shards": []}
+    rest |= {"buffers": [], "model": {"name": "x", "kind": "decoder", "inputs": [], "outputs": []}}
+    document = json.dumps(rest | json.loads(example.replace("…", "0" * 64)))
+    portable = spell_out(msgspec.json.decode(document, type=schema.Manifest))[1]
+    (step,) = portable.programs["decode"].steps
+    assert isinstance(step, Dispatch)
+    assert (step.kernel, step.shader, step.grid) == ("rms_norm", 0, (1, 1, 1))
+    assert [bound.buffer for bound in step.bindings] == [8, 0, 9]
 
 
 # -- docs/adding-an-op.md

@@ -38,7 +38,8 @@ def source_files() -> dict[str, Path]:
                 "node_modules",
             } & set(inside):
                 files[package_of(file.parent).replace(".", "/") + "/" + file.name] = file
-    files["webgpu_compile/runtime/manifest.schema.json"] = ROOT / "runtime/manifest.schema.json"
+    for file in (ROOT / "runtime").glob("*.schema.json"):
+        files[f"webgpu_compile/runtime/{file.name}"] = file
     return files
 
 

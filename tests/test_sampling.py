@@ -12,8 +12,8 @@ from conftest import Artifacts
 from decoder_cases import FP16, of, shape
 from sampling_reference import draw
 from webgpu_compile import RuntimeFailure, Session
+from webgpu_compile.runtime.programs import Dispatch
 from webgpu_compile.runtime.sampling import LOG2_E, Sampling, checked_sampling
-from webgpu_compile.runtime.schema import Dispatch
 
 SMALL = shape(vocab_size=1263, n_heads=4, n_kv_heads=2, head_size=64)
 """One layer, and two spans of the vocabulary."""

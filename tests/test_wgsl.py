@@ -15,7 +15,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -31,7 +30,9 @@ from webgpu_compile.compiler.pipeline import Result, run_pipeline
 from webgpu_compile.compiler.progress import SilentObserver
 from webgpu_compile.compiler.target import SPEC_LIMITS, TARGETS
 from webgpu_compile.models import DecoderConfig, preset, preset_names
-from webgpu_compile.runtime.schema import Dispatch, Manifest
+from webgpu_compile.runtime.artifact import open_artifact
+from webgpu_compile.runtime.details import read_details
+from webgpu_compile.runtime.programs import Dispatch
 from webgpu_compile.runtime.shaders import check_source, for_naga
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -139,8 +140,11 @@ def test_full_size_models(artifacts: Artifacts, name: str) -> None:
 # ------------------------------------------------------------------ the manifest beside the shaders
 
 
-def manifest_of(out: Path) -> Manifest:
-    return msgspec.json.decode((out / "manifest.json").read_bytes(), type=Manifest)
+def nodes_of(out: Path) -> set[str]:
+    """The ONNX nodes that the steps of `decode` implement."""
+    artifact = open_artifact(out)
+    details = read_details(artifact).of(artifact.variants[0], "decode")
+    return {name for step in details.steps for name in step.nodes}
 
 
 @pytest.mark.parametrize("name", ["llama-int4-int8-graph", "qwen25-fp16-graph", "pruned"])
@@ -155,7 +159,8 @@ def test_manifest_agrees_with_the_files(artifacts: Artifacts, name: str) -> None
         variants=tuple(TARGETS),
         attention_dispatch="indirect",
     )
-    manifest = manifest_of(out)
+    artifact = open_artifact(out)
+    manifest = artifact.manifest
     written = {path.name for path in (out / "shaders").iterdir()}
     assert written == {shader.file for shader in manifest.shaders}
     for shader in manifest.shaders:
@@ -163,14 +168,16 @@ def test_manifest_agrees_with_the_files(artifacts: Artifacts, name: str) -> None
         assert ("enable f16;" in text) == ("shader-f16" in shader.features)
         assert ("enable subgroups;" in text) == ("subgroups" in shader.features)
         declared = re.findall(r"@group\(0\) @binding\((\d+)\) var<storage, (\w+)>", text)
-        assert dict(declared) == {str(i): access for i, access in enumerate(shader.access)}
+        letters = {"r": "read", "w": "read_write"}
+        assert dict(declared) == {str(i): letters[access] for i, access in enumerate(shader.access)}
         assert len(declared) == len(shader.access)
         size = re.search(r"@workgroup_size\(([^)]*)\)", text)
         assert size is not None
         sizes = [int(number) for number in size[1].split(",")]
         assert [*sizes, 1, 1][:3] == shader.workgroup
-    assert [variant.name for variant in manifest.variants] == list(TARGETS)
-    for variant in manifest.variants:
+    assert not any(variant.programs for variant in manifest.variants)  # all variants share them
+    assert [variant.name for variant in artifact.variants] == list(TARGETS)
+    for variant in artifact.variants:
         assert tuple(variant.features) == TARGETS[variant.name].features
         for limit, value in variant.limits.items():
             assert value <= SPEC_LIMITS[limit], f"{variant.name} {limit}"
@@ -195,9 +202,8 @@ def test_every_node_is_named_somewhere(artifacts: Artifacts, changes: dict[str, 
     }
     text = "".join(path.read_text("utf-8") for path in (out / "shaders").iterdir())
     comments = {line[5:] for line in text.splitlines() if line.startswith("//   ")}
-    decode = manifest_of(out).variants[0].programs["decode"]
     assert names <= comments
-    assert names <= {name for step in decode.steps if isinstance(step, Dispatch) for name in step.nodes}
+    assert names <= nodes_of(out)
 
 
 # ------------------------------------------------------------------ names that a model may have
@@ -278,10 +284,8 @@ def test_hostile_names(artifacts: Artifacts, tmp_path: Path, config: DecoderConf
         assert "\0" not in text
         assert naga_errors(text) is None
         assert tint.check(text) == []
-    manifest = manifest_of(out)
     true_names = {node.name for node in onnx.load(model, load_external_data=False).graph.node}
-    decode = manifest.variants[0].programs["decode"]
-    given = {name for step in decode.steps if isinstance(step, Dispatch) for name in step.nodes}
+    given = nodes_of(out)
     assert {name for name in given if len(name) < 1000} <= true_names
     assert len(given) > 10
     ids = np.arange(20)[None]
@@ -317,8 +321,8 @@ def unhashed(manifest: Mapping[str, Any]) -> dict[str, str]:
     return names
 
 
-def schedule_text(manifest: Mapping[str, Any]) -> str:
-    """The manifest, an entry a line; without hashes, versions and what depends on NumPy's random numbers."""
+def schedule_text(manifest: Mapping[str, Any], details: Mapping[str, Any]) -> str:
+    """Manifest and details, an entry a line; without hashes, versions, what depends on random numbers."""
     lines = []
 
     def put(label: str, entries: Any, indent: str = "") -> None:
@@ -335,17 +339,21 @@ def schedule_text(manifest: Mapping[str, Any]) -> str:
     put("sequence", manifest["sequence"])
     put("buffers", manifest["buffers"])
     put("shards", [{k: v for k, v in s.items() if k != "blocks"} for s in manifest["shards"]])
-    put("weights", manifest["weights"])
     shaders = [{k: v for k, v in s.items() if k != "sha256"} for s in manifest["shaders"]]
     put("shaders", [shader | {"file": names[shader["file"]]} for shader in shaders])
+    put("kernels", manifest["kernels"])
+    put("ranges", manifest["ranges"])
     for variant in manifest["variants"]:
         lines.append(f"variant {variant['name']}")
-        put("features", variant["features"], "  ")
-        put("limits", variant["limits"], "  ")
-        for program_name, program in variant["programs"].items():
-            lines.append(f"  program {program_name}")
-            for key, value in program.items():
-                put(key, value, "    ")
+        for key in ("features", "limits", "launches"):
+            put(key, variant[key], "  ")
+    for name, program in manifest["programs"].items():
+        lines.append(f"program {name}")
+        for key, value in (program | {"details": details["programs"][name]["steps"]}).items():
+            put(key, value, "  ")
+        put("lifetimes", details["programs"][name]["lifetimes"], "  ")
+    put("graph", details["graph"])
+    put("weights", details["weights"])
     return "\n".join(lines) + "\n"
 
 
@@ -357,7 +365,8 @@ def golden_texts(artifacts: Artifacts, name: str) -> dict[str, str]:
         for hashed, file in unhashed(manifest).items()
     }
     model = manifest["model"] | {"name": name}
-    return texts | {f"manifest/{name}.txt": schedule_text(manifest | {"model": model})}
+    details = json.loads((out / "details.json").read_text("utf-8"))
+    return texts | {f"manifest/{name}.txt": schedule_text(manifest | {"model": model}, details)}
 
 
 @pytest.mark.parametrize("name", GOLDEN_MODELS)

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from webgpu_compile.runtime import schema
+from webgpu_compile.runtime import details, schema
 from webgpu_compile.runtime.chunks import OVERHEAD_ROWS, choose_chunks
 from webgpu_compile.runtime.sequence import contiguous
 
@@ -45,8 +45,10 @@ def test_contiguous_words_are_written_together():
 
 
 def test_json_schema_file_is_up_to_date():
-    path = Path(schema.__file__).with_name("manifest.schema.json")
-    assert path.read_bytes() == schema.json_schema(), "run `python -m webgpu_compile.runtime.schema`"
+    folder = Path(schema.__file__).parent
+    for module, kind in (("manifest", schema.Manifest), ("details", details.Details)):
+        command = "run `python -m webgpu_compile.runtime.schema` and `… .runtime.details`"
+        assert (folder / f"{module}.schema.json").read_bytes() == schema.json_schema(kind), command
 
 
 @pytest.mark.parametrize("name", ["..", ".hidden", "a/b", "a\\b", "", "a" * 129, "a\n", "ä"])

@@ -115,7 +115,7 @@ class Writer:
         variants: Sequence[dict[str, Any]],
         **more: Any,
     ) -> Path:
-        """Write the manifest and the details. The steps of `programs` are spelled out; here they get numbers."""
+        """Write the manifest and the details. The steps of `programs` are spelled out; they get numbers."""
         kernels: list[tuple[str, list[Any]]] = []
         ranges: list[list[int]] = []
 
