@@ -213,9 +213,9 @@ class Manifest(Record, frozen=True):
     """The whole artifact. The runtime takes the first variant of the list that the adapter can run.
 
     A step of a program names a kernel and the ranges that it binds; the variant says which shader the kernel
-    is, over which grid. A decoder has the programs `decode` (rows 1) and one or more `prefill_N` (rows N),
-    which give logits [1, 1, vocab]; with `all_logits` also `logits_N`, which give [1, N, vocab]. A graph has
-    `run`.
+    is, over which grid. A decoder has the programs `decode` (rows 1; also `decode_sampled`, if it can sample)
+    and one or more `prefill_N` (rows N), which give logits [1, 1, vocab]; with `all_logits` also `logits_N`,
+    which give [1, N, vocab]. A graph has `run`.
     """
 
     format: Literal["webgpu-compile"]
