@@ -25,6 +25,8 @@ from conftest import Artifacts
 from decoder_cases import FP16, GRAPH, SHAPES, long_rope, of, shape, spellings
 from gpu import device
 from webgpu_compile.compiler.emit.shaders import Shader, render_shaders
+from webgpu_compile.compiler.emit.trim import trimmed
+from webgpu_compile.compiler.emit.wgsl import folded
 from webgpu_compile.compiler.options import CompileOptions
 from webgpu_compile.compiler.pipeline import Result, run_pipeline
 from webgpu_compile.compiler.progress import SilentObserver
@@ -189,6 +191,73 @@ def test_manifest_agrees_with_the_files(artifacts: Artifacts, name: str) -> None
                     assert len(step.bindings) == len(shader.access)
 
 
+def unfolded(comment: str) -> list[str]:
+    """layers.{0..2}/down_proj  =>  layers.0/down_proj, layers.1/down_proj, layers.2/down_proj"""
+    found = re.fullmatch(r"(.*)\{([\d.,]+)\}(.*)", comment)
+    if found is None:
+        return [comment]
+    ends = ([*map(int, part.split("..")), int(part.split("..")[-1])][:2] for part in found[2].split(","))
+    return [f"{found[1]}{n}{found[3]}" for first, last in ends for n in range(first, last + 1)]
+
+
+def test_names_that_differ_in_a_number_are_one_comment() -> None:
+    names = [
+        "a.0/x4",
+        "a.0/y",
+        "a.1/x4",
+        "a.2/x4",
+        "a.5/x4",
+        "a.5/y",
+        "b",
+        "a.007/y",
+        "c.3",
+        "c.4/z9",
+        "c.4/z10",
+    ]
+    lines = folded(names)
+    assert lines == ["a.{0..2,5}/x4", "a.{0,5}/y", "b", "a.007/y", "c.3", "c.4/z{9..10}"]
+    assert sorted(name for line in lines for name in unfolded(line)) == sorted(names)
+    assert folded([]) == []
+
+
+def test_what_main_does_not_reach_is_left_out() -> None:
+    wgsl = """// What it is.
+
+struct Sequence;
+
+struct Unused {
+  x: f32,
+}
+
+// Two numbers.
+const A = 1u;
+const B = 2u;  // of main
+
+fn deep() -> u32 { return B; }
+
+// Says something.
+fn unused(a: u32) -> u32 {
+
+  return A + deep();
+}
+@group(0) @binding(0) var<storage, read> sequence: Sequence;
+@group(0) @binding(1) var<storage, read_write> y: array<u32>;
+
+var<workgroup> gone: f32;
+
+@compute @workgroup_size(1)
+fn main() {
+  y[0] = sequence.length + deep();  // A is not unused
+}
+"""
+    words = "struct Sequence {\n  past_length: u32, length: u32,\n}\n"
+    kept = wgsl.replace("struct Sequence;\n", words)
+    kept = kept.replace(wgsl[wgsl.index("struct Unused") : wgsl.index("// Two")], "")
+    kept = kept.replace("const A = 1u;\n", "").replace("var<workgroup> gone: f32;\n\n", "")
+    kept = kept.replace(wgsl[wgsl.index("// Says") : wgsl.index("@group(0) @binding(0)")], "")
+    assert trimmed(wgsl) == kept
+
+
 @pytest.mark.parametrize("changes", [{}, FP16])
 def test_every_node_is_named_somewhere(artifacts: Artifacts, changes: dict[str, Any]) -> None:
     """Comments lead from WGSL to the model: each node that computes is named in a shader and in a step."""
@@ -201,7 +270,8 @@ def test_every_node_is_named_somewhere(artifacts: Artifacts, changes: dict[str, 
         if node.op_type not in ("Constant", "Reshape") and "attn_mask_subgraph" not in node.name
     }
     text = "".join(path.read_text("utf-8") for path in (out / "shaders").iterdir())
-    comments = {line[5:] for line in text.splitlines() if line.startswith("//   ")}
+    lines = (line[5:] for line in text.splitlines() if line.startswith("//   "))
+    comments = {name for line in lines for name in unfolded(line)}
     assert names <= comments
     assert names <= nodes_of(out)
 

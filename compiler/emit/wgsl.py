@@ -20,9 +20,10 @@ from importlib.resources import files
 import jinja2
 
 from ..program import Kernel
-from ..sequence import MAX_STOP_TOKENS, WORDS
 from ..target import Target
+from .trim import trimmed
 
+_NUMBER = re.compile(r"[0-9]{1,6}(?![0-9])")
 _LINE_BREAKS = re.compile(r"[\x00-\x1f\x7f\u0085\u2028\u2029]|\*/")
 
 
@@ -60,13 +61,11 @@ def render(kernel: Kernel, target: Target) -> str:
             subgroups=target.subgroups,
             workgroup_size=", ".join(map(str, kernel.workgroup)),
             n_threads=kernel.workgroup[0] * kernel.workgroup[1] * kernel.workgroup[2],
-            sequence_words=WORDS,
-            max_stop_tokens=MAX_STOP_TOKENS,
         )
     )
     if missing := set(bindings) - declared:
         raise ValueError(f"{kernel.template} does not declare {sorted(missing)} of kernel {kernel.name}")
-    body = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+    body = re.sub(r"\n{3,}", "\n\n", trimmed(text)).strip() + "\n"
     enables = [name for name in ("f16", "subgroups") if _uses(name, body)]
     return "".join(f"enable {name};\n" for name in enables) + ("\n" if enables else "") + body
 
@@ -79,11 +78,44 @@ def features_of(wgsl: str) -> tuple[str, ...]:
 
 def header(kernels: Iterable[Kernel], limit: int = 40) -> str:
     """The comment above a shader: what it implements. Names come from the model and are made harmless."""
-    nodes = list(dict.fromkeys(node for kernel in kernels for node in kernel.nodes))
+    nodes = folded(dict.fromkeys(node for kernel in kernels for node in kernel.nodes))
     lines = [f"//   {comment(node)}" for node in nodes[:limit]]
     if len(nodes) > limit:
         lines.append(f"//   … and {len(nodes) - limit} more (webgpu-inspect lists them)")
     return "\n".join(["// ONNX nodes:", *lines]) + "\n" if lines else ""
+
+
+def folded(names: Iterable[str]) -> list[str]:
+    """Names that differ in one number, such as the layer's, as one.
+
+    layers.0/down_proj, layers.1/down_proj, layers.2/down_proj  =>  layers.{0..2}/down_proj
+    """
+    numbers: dict[tuple[str, str], list[int]] = {}  # by what is before and behind the number
+    places: dict[str, list[tuple[str, str]]] = {}
+    for name in names:
+        found = [m for m in _NUMBER.finditer(name) if m[0] == str(int(m[0]))]
+        places[name] = [(name[: m.start()], name[m.end() :]) for m in found]
+        for place, m in zip(places[name], found, strict=True):
+            numbers.setdefault(place, []).append(int(m[0]))
+    result: dict[str, None] = {}
+    for name, candidates in places.items():
+        best = max(candidates, key=lambda place: len(numbers[place]), default=None)
+        if best is None or len(numbers[best]) == 1:
+            result[name] = None
+        else:
+            result[f"{best[0]}{{{_ranges(sorted(numbers[best]))}}}{best[1]}"] = None
+    return list(result)
+
+
+def _ranges(numbers: list[int]) -> str:
+    """0, 1, 2, 5  =>  0..2,5"""
+    runs: list[list[int]] = []
+    for n in numbers:
+        if runs and n == runs[-1][1] + 1:
+            runs[-1][1] = n
+        else:
+            runs.append([n, n])
+    return ",".join(str(a) if a == b else f"{a}..{b}" for a, b in runs)
 
 
 def comment(text: str) -> str:

@@ -74,7 +74,6 @@ def _norm(
         workgroup=threads,
         bindings=bindings,
         constants={
-            "rows": rows,
             "size": size,
             "vector": vector,
             "unit": unit,

@@ -65,12 +65,10 @@ def quantize(
     blocks = -(-k // block)
     grid = fold_grid(-(-rows * blocks // 64))
     constants: dict[str, Constant] = {
-        "rows": rows,
         "k": k,
         "block": block,
         "n_blocks": blocks,
         "stride": quantized_tensor("", 1, k, block).shape[1],
-        "grid_x": grid[0],
     }
     bindings = [Binding("x", x), Binding("y", y, Access.READ_WRITE)]
     if sequence:

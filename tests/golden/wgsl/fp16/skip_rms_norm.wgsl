@@ -2,7 +2,6 @@
 //   /model/layers.0/post_attention_layernorm/SkipLayerNorm
 // y = (x + skip) / sqrt(mean of squares + epsilon) * weight: one workgroup per row.
 
-const ROWS = 1u;
 const SIZE = 16u;  // vec4 elements of a row
 const THREADS = 32u;
 
@@ -47,7 +46,7 @@ fn main(
   @builtin(local_invocation_index) thread: u32,
 ) {
   let row = group.y * groups.x + group.x;
-  if (row >= ROWS) { return; }
+  if (row >= arrayLength(&x) / SIZE) { return; }
 
   var squares = 0.0;
   for (var i = thread; i < SIZE; i += THREADS) {

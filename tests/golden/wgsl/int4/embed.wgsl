@@ -4,7 +4,6 @@ enable f16;
 
 // y[i] = table[ids[i]], one workgroup per id.
 
-const N_IDS = 1u;
 const N_ROWS = 271i;
 const WIDTH = 64u;
 const ROW_NBYTES = 32u;
@@ -12,24 +11,7 @@ const BLOCK_SIZE = 32u;
 const N_BLOCKS = 2u;  // blocks of a row, each with one scale
 
 struct Sequence {
-  past_length: u32,
-  length: u32,
-  total_length: u32,
-  call_length: u32,
-  n_tokens: u32,
-  limit: u32,
-  stop: u32,
-  sampling: u32,
-  seed_low: u32,
-  seed_high: u32,
-  inverse_temperature: u32,
-  top_k: u32,
-  top_p: u32,
-  min_p: u32,
-  repetition_penalty: u32,
-  inverse_repetition_penalty: u32,
-  n_stop_tokens: u32,
-  stop_tokens: array<u32, 16>,
+  past_length: u32, length: u32, total_length: u32, call_length: u32, n_tokens: u32, limit: u32, stop: u32,
 }
 @group(0) @binding(0) var<storage, read> table0: array<u32>;
 @group(0) @binding(1) var<storage, read> scales: array<f16>;
@@ -51,7 +33,7 @@ fn code(byte_at: u32, word: u32, odd: u32) -> f32 {
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
         @builtin(local_invocation_index) thread: u32) {
   let i = group.y * groups.x + group.x;
-  if (i >= N_IDS) { return; }
+  if (i >= arrayLength(&y) / WIDTH) { return; }
   if (i >= sequence.length || sequence.stop != 0u) { return; }
   var id = ids[sequence.past_length + i];
   if (id < 0) { id += N_ROWS; }

@@ -4,24 +4,7 @@
 enable f16;
 
 struct Sequence {
-  past_length: u32,
-  length: u32,
-  total_length: u32,
-  call_length: u32,
-  n_tokens: u32,
-  limit: u32,
-  stop: u32,
-  sampling: u32,
-  seed_low: u32,
-  seed_high: u32,
-  inverse_temperature: u32,
-  top_k: u32,
-  top_p: u32,
-  min_p: u32,
-  repetition_penalty: u32,
-  inverse_repetition_penalty: u32,
-  n_stop_tokens: u32,
-  stop_tokens: array<u32, 16>,
+  past_length: u32, length: u32, total_length: u32, call_length: u32, n_tokens: u32, limit: u32, stop: u32,
 }
 
 @group(0) @binding(0) var<storage, read> sequence: Sequence;
@@ -48,16 +31,6 @@ fn scale(row: u32, block: u32) -> f32 {
 
 fn zero_point(row: u32, block: u32) -> i32 {
   return 8;  // symmetric
-}
-
-// The zero point z of a block as four bytes 0x80 - z, which is what `centered` adds.
-fn zero_bytes(row: u32, block: u32) -> u32 {
-  return (0x80u - u32(zero_point(row, block))) * 0x01010101u;
-}
-
-// Four nibbles, spread into the low halves of four bytes, to four signed bytes q - z. No byte carries.
-fn centered(nibbles: u32, zeros: u32) -> u32 {
-  return ((nibbles & 0x0f0f0f0fu) + zeros) ^ 0x80808080u;
 }
 
 // A workgroup takes 8 rows of W: 32 threads walk together along K of 4 rows.

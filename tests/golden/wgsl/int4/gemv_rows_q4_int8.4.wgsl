@@ -3,24 +3,7 @@
 enable f16;
 
 struct Sequence {
-  past_length: u32,
-  length: u32,
-  total_length: u32,
-  call_length: u32,
-  n_tokens: u32,
-  limit: u32,
-  stop: u32,
-  sampling: u32,
-  seed_low: u32,
-  seed_high: u32,
-  inverse_temperature: u32,
-  top_k: u32,
-  top_p: u32,
-  min_p: u32,
-  repetition_penalty: u32,
-  inverse_repetition_penalty: u32,
-  n_stop_tokens: u32,
-  stop_tokens: array<u32, 16>,
+  past_length: u32, length: u32,
 }
 
 @group(0) @binding(0) var<storage, read> sequence: Sequence;

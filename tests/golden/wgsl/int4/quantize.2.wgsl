@@ -1,32 +1,15 @@
 // ONNX nodes:
-//   /model/layers.0/attn/o_proj/MatMul_Q4
+//   /model/layers.0/mlp/down_proj/MatMul_Q4
 struct Sequence {
-  past_length: u32,
-  length: u32,
-  total_length: u32,
-  call_length: u32,
-  n_tokens: u32,
-  limit: u32,
-  stop: u32,
-  sampling: u32,
-  seed_low: u32,
-  seed_high: u32,
-  inverse_temperature: u32,
-  top_k: u32,
-  top_p: u32,
-  min_p: u32,
-  repetition_penalty: u32,
-  inverse_repetition_penalty: u32,
-  n_stop_tokens: u32,
-  stop_tokens: array<u32, 16>,
+  past_length: u32, length: u32, total_length: u32, call_length: u32, n_tokens: u32, limit: u32, stop: u32,
 }
 
 @group(0) @binding(0) var<storage, read> sequence: Sequence;
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read_write> y: array<u32>;  // per row: values, four to a word, then a scale per block
 
-const K = 64u;
-const BLOCKS = 2u;  // of 32 values, per row
+const K = 96u;
+const BLOCKS = 3u;  // of 32 values, per row
 
 // Four values of a row from column i on; 0 behind its end.
 fn values_at(row: u32, i: u32) -> vec4<f32> {
@@ -49,11 +32,15 @@ fn greatest_of(v: vec4<f32>) -> f32 {
 
 // One block per thread.
 @compute @workgroup_size(64, 1, 1)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-  let i = (group.y * 1u + group.x) * 64u + thread;
+fn main(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(num_workgroups) groups: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  let i = (group.y * groups.x + group.x) * 64u + thread;
   let row = i / BLOCKS;
   let block = i % BLOCKS;
-  if (row >= min(16u, sequence.length) || sequence.stop != 0u) {
+  if (row >= min(arrayLength(&y) / 28u, sequence.length) || sequence.stop != 0u) {
     return;  // no token in this row, or generation has ended
   }
   var values: array<vec4<f32>, 8>;
@@ -65,11 +52,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     largest = max(largest, abs(values[j]));
   }
   let limit = greatest_of(largest);
-  let at = row * 20u + block * 8u;
+  let at = row * 28u + block * 8u;
   for (var j = 0u; j < 8u; j += 2u) {
     let words = int8_octet(values[j], values[j + 1u], 127.0 / max(limit, 1e-30));
     y[at + j] = words.x;
     y[at + j + 1u] = words.y;
   }
-  y[row * 20u + 16u + block] = bitcast<u32>(limit / 127.0);
+  y[row * 28u + 24u + block] = bitcast<u32>(limit / 127.0);
 }

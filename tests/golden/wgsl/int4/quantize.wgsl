@@ -2,24 +2,7 @@
 //   /model/layers.0/attn/qkv_proj/MatMul_Q4
 //   /model/layers.0/attn/GroupQueryAttention
 struct Sequence {
-  past_length: u32,
-  length: u32,
-  total_length: u32,
-  call_length: u32,
-  n_tokens: u32,
-  limit: u32,
-  stop: u32,
-  sampling: u32,
-  seed_low: u32,
-  seed_high: u32,
-  inverse_temperature: u32,
-  top_k: u32,
-  top_p: u32,
-  min_p: u32,
-  repetition_penalty: u32,
-  inverse_repetition_penalty: u32,
-  n_stop_tokens: u32,
-  stop_tokens: array<u32, 16>,
+  past_length: u32, length: u32, total_length: u32, call_length: u32, n_tokens: u32, limit: u32, stop: u32,
 }
 
 @group(0) @binding(0) var<storage, read> sequence: Sequence;
@@ -50,11 +33,15 @@ fn greatest_of(v: vec4<f32>) -> f32 {
 
 // One block per thread.
 @compute @workgroup_size(64, 1, 1)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-  let i = (group.y * 1u + group.x) * 64u + thread;
+fn main(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(num_workgroups) groups: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  let i = (group.y * groups.x + group.x) * 64u + thread;
   let row = i / BLOCKS;
   let block = i % BLOCKS;
-  if (row >= min(1u, sequence.length) || sequence.stop != 0u) {
+  if (row >= min(arrayLength(&y) / 20u, sequence.length) || sequence.stop != 0u) {
     return;  // no token in this row, or generation has ended
   }
   var values: array<vec4<f32>, 8>;

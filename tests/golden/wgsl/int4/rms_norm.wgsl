@@ -5,7 +5,6 @@ enable subgroups;
 
 // y = x / sqrt(mean of squares + epsilon) * weight: one workgroup per row.
 
-const ROWS = 1u;
 const SIZE = 16u;  // vec4 elements of a row
 const THREADS = 32u;
 
@@ -65,7 +64,7 @@ fn main(
   @builtin(subgroup_size) lanes: u32,
 ) {
   let row = group.y * groups.x + group.x;
-  if (row >= ROWS) { return; }
+  if (row >= arrayLength(&x) / SIZE) { return; }
 
   var squares = 0.0;
   for (var i = 2u * thread; i < SIZE; i += 2u * THREADS) {

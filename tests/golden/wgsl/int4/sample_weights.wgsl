@@ -3,24 +3,8 @@
 // any order and on every GPU, which floats do not.
 
 struct Sequence {
-  past_length: u32,
-  length: u32,
-  total_length: u32,
-  call_length: u32,
-  n_tokens: u32,
-  limit: u32,
-  stop: u32,
-  sampling: u32,
-  seed_low: u32,
-  seed_high: u32,
-  inverse_temperature: u32,
-  top_k: u32,
-  top_p: u32,
-  min_p: u32,
-  repetition_penalty: u32,
-  inverse_repetition_penalty: u32,
-  n_stop_tokens: u32,
-  stop_tokens: array<u32, 16>,
+  past_length: u32, length: u32, total_length: u32, call_length: u32, n_tokens: u32, limit: u32, stop: u32,
+  sampling: u32, seed_low: u32, seed_high: u32, inverse_temperature: u32,
 }
 
 const VOCAB_SIZE = 271u;
@@ -45,31 +29,12 @@ fn sampling_runs() -> bool {
   return sequence.sampling != 0u && sequence.stop == 0u && sequence.total_length == sequence.n_tokens;
 }
 
-// 64-bit unsigned integers are vec2<u32>(low, high).
-fn add_wide(a: vec2<u32>, b: vec2<u32>) -> vec2<u32> {
-  let low = a.x + b.x;
-  return vec2<u32>(low, a.y + b.y + select(0u, 1u, low < a.x));
-}
-
-fn subtract_wide(a: vec2<u32>, b: vec2<u32>) -> vec2<u32> {
-  return vec2<u32>(a.x - b.x, a.y - b.y - select(0u, 1u, a.x < b.x));
-}
-
-fn is_less(a: vec2<u32>, b: vec2<u32>) -> bool {
-  return a.y < b.y || (a.y == b.y && a.x < b.x);
-}
-
 // The upper 32 bits of a · b.
 fn multiply_high(a: u32, b: u32) -> u32 {
   let low = (a & 0xffffu) * (b & 0xffffu);
   let middle = (a >> 16u) * (b & 0xffffu) + (low >> 16u);
   let other = (a & 0xffffu) * (b >> 16u) + (middle & 0xffffu);
   return (a >> 16u) * (b >> 16u) + (middle >> 16u) + (other >> 16u);
-}
-
-// a · part / 2^32, rounded down.
-fn fraction_of(a: vec2<u32>, part: u32) -> vec2<u32> {
-  return add_wide(vec2<u32>(a.y * part, multiply_high(a.y, part)), vec2<u32>(multiply_high(a.x, part), 0u));
 }
 
 // Bins of an eighth of a power of two; the first bins hold the greatest weights.

@@ -1,8 +1,7 @@
 // ONNX nodes:
-//   /model/layers.0/post_attention_layernorm/SkipLayerNorm
+//   /model/layers.1/final_norm_layernorm/SkipLayerNorm
 // y = (x + skip) / sqrt(mean of squares + epsilon) * weight: one workgroup per row.
 
-const ROWS = 16u;
 const SIZE = 16u;  // vec4 elements of a row
 const THREADS = 32u;
 
@@ -10,7 +9,6 @@ const THREADS = 32u;
 @group(0) @binding(1) var<storage, read> weight: array<vec2<u32>>;
 @group(0) @binding(2) var<storage, read> skip: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read_write> y_int8: array<u32>;  // rows of int8 in words of four, then a scale per 32
-@group(0) @binding(4) var<storage, read_write> sum_out: array<vec4<f32>>;
 
 fn load_weight(i: u32) -> vec4<f32> {
   let pair = weight[i];
@@ -60,15 +58,13 @@ fn main(
   @builtin(local_invocation_index) thread: u32,
 ) {
   let row = group.y * groups.x + group.x;
-  if (row >= ROWS) { return; }
+  if (row >= arrayLength(&x) / SIZE) { return; }
 
   var squares = 0.0;
   for (var i = 2u * thread; i < SIZE; i += 2u * THREADS) {
     let v0 = value(row, i);
-    sum_out[row * SIZE + i] = v0;
     squares += dot(v0, v0);
     let v1 = value(row, i + 1u);
-    sum_out[row * SIZE + i + 1u] = v1;
     squares += dot(v1, v1);
   }
   let total = workgroup_sum(squares, thread);
