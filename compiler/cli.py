@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import click
 
-from .errors import CompileError
+from .errors import CompileError, printable
 from .options import (
     ACTIVATION_FORMS,
     ATTENTION_DISPATCH_FORMS,
@@ -255,13 +255,8 @@ def usage_sentence(error: click.UsageError) -> str:
 
 
 def _say(sentence: str, code: int, prefix: str = "error: ") -> int:
-    click.echo(prefix + one_line(sentence), err=True)
+    click.echo(prefix + printable(sentence), err=True)
     return code
-
-
-def one_line(text: str) -> str:
-    """`text` without what moves a terminal's cursor: names in it come from models and paths."""
-    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def _terminated(number: int, frame: FrameType | None) -> NoReturn:

@@ -15,6 +15,8 @@ from typing import Any, TypeGuard
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from .errors import printable
+
 SMALL_ELEMENTS = 4096  # what a pass may read: parameters, scalars, axes; never a weight
 
 
@@ -153,11 +155,6 @@ def fresh_name(graph: gs.Graph, wanted: str) -> str:
     if wanted not in taken:
         return wanted
     return next(name for i in range(2, len(taken) + 3) if (name := f"{wanted}_{i}") not in taken)
-
-
-def printable(text: str) -> str:
-    """A name from a model as it may stand in a one-line message: control characters are escaped."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def label(node: gs.Node) -> str:

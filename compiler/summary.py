@@ -20,6 +20,7 @@ from rich.text import Text
 
 from .emit.model import sequence_json, state_nbytes
 from .emit.names import model_name
+from .emit.report_format import size
 from .pipeline import Result
 from .plan import BufferKind, Plan
 from .tuning import Tuning
@@ -144,13 +145,3 @@ def _label(row: Row) -> str:
 def _value(row: Row) -> Text:
     before, arrow, after = row.value.partition(" → ")
     return Text.assemble((before, "dim"), (arrow, "dim"), (after, "bold")) if arrow else Text(row.value)
-
-
-def size(nbytes: int) -> str:
-    """Bytes for people."""
-    value = float(nbytes)
-    for unit in ("B", "KiB", "MiB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.2f} GiB"

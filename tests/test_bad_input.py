@@ -22,6 +22,7 @@ import webgpu_compile
 from decoder_cases import of
 from webgpu_compile.compiler.cli import main
 from webgpu_compile.compiler.emit import artifact
+from webgpu_compile.compiler.errors import CompileError
 
 HEAD = '<ir_version: 10, opset_import: ["" : 22]>\n'
 Refused = Callable[..., str]
@@ -135,7 +136,7 @@ def test_damaged_bytes_never_end_in_a_traceback(
 
 def test_a_path_that_is_not_there(refused: Refused, tmp_path: Path) -> None:
     assert "there is no such file or folder; check the path" in refused(tmp_path / "no.onnx", "--check")
-    assert "no?[2J?.onnx: there is no" in refused(tmp_path / "no\x1b[2J\n.onnx", "--check")
+    assert r"no\x1b[2J\n.onnx: there is no" in refused(tmp_path / "no\x1b[2J\n.onnx", "--check")
     assert "File name too long" in refused(tmp_path / ("n" * 300), "--check")
 
 
@@ -401,6 +402,24 @@ def test_a_full_disk_at_every_step(
     else:
         monkeypatch.setattr(f"webgpu_compile.compiler.pipeline.{step}", full_disk)
     assert "out': the disk is full; free some space" in refused(net, "-o", tmp_path / "out")
+
+
+def test_folders_made_on_the_way_go_with_a_failure(
+    net: Path, refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").mkdir()
+    monkeypatch.setattr("webgpu_compile.compiler.pipeline.write_json", full_disk)
+    refused(net, "-o", tmp_path / "a/b/c/out")
+    assert os.listdir(tmp_path / "a") == []
+    monkeypatch.undo()
+    webgpu_compile.compile(net, tmp_path / "a/b/c/out")
+    assert os.listdir(tmp_path / "a/b/c") == ["out"]
+
+
+def test_an_error_cannot_drive_a_terminal() -> None:
+    error = CompileError("node \x1b[31m", "is\nodd", "see a\u202eb")
+    assert str(error) == r"node \x1b[31m: is\nodd; see a\u202eb."
+    assert error.subject == r"node \x1b[31m"
 
 
 def test_a_disk_that_really_fills(artifacts: Any, tmp_path: Path) -> None:

@@ -12,14 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 import webgpu_compile
-from webgpu_compile.compiler.emit.web import joined_runtime, web_files
+from webgpu_compile.compiler.emit.web import PAGE_FILES, joined_runtime
 from webgpu_compile.models import preset
+from webgpu_compile.runtime.artifact import open_artifact
 from webgpu_compile.runtime.chunks import choose_chunks
+from webgpu_compile.runtime.programs import Dispatch
 from webgpu_compile.runtime.sampling import checked_sampling
 
 ROOT = Path(__file__).resolve().parents[1]
 NPM = Path(os.environ.get("WEB_TEST_MODULES", ROOT / ".cache" / "web"))
 """Where `make web-deps` puts what tests/web/package.json names."""
+MAX_MANIFEST, MAX_RUNTIME, MAX_PAGE, MAX_WGSL = 50_000, 64_000, 20_000, 340_000
+"""Bytes of what the demo model's page downloads besides weights and tokenizer."""
 OPTIONS = {"max_length": 256, "prefill_chunks": (16, 64), "variants": ("portable",)}
 
 
@@ -112,11 +116,28 @@ def test_the_package_holds_the_modules_and_their_types(tmp_path: Path) -> None:
     assert "generate(ids?: " in (source / "types" / "session.d.ts").read_text()
 
 
-def test_code_sizes() -> None:
-    """What the page loads besides weights, shaders and tokenizer; growth has to argue with this bound."""
-    files = web_files()
-    assert len(files["runtime.js"]) < 65_000
-    assert sum(len(files[name]) for name in ("index.html", "page.js", "text.js", "page.css")) < 20_000
+def page_download(out: Path) -> dict[str, int]:
+    """Bytes of all that the page may fetch besides weights and tokenizer, on an adapter without features."""
+    artifact = open_artifact(out)
+    (portable,) = (variant for variant in artifact.variants if variant.name == "portable")
+    steps = (step for program in portable.programs.values() for step in program.steps)
+    used = {step.shader for step in steps if isinstance(step, Dispatch)}
+    shaders = sorted(artifact.manifest.shaders[index].file for index in used)
+    names = ["manifest.json", "runtime.js", *PAGE_FILES, *(f"shaders/{file}" for file in shaders)]
+    return {name: (out / name).stat().st_size for name in names}
+
+
+def test_what_the_demo_s_page_downloads(tmp_path: Path) -> None:
+    """Growth has to argue with these bounds."""
+    webgpu_compile.compile(ROOT / "models" / "demo" / "int4", tmp_path / "out")
+    sizes = page_download(tmp_path / "out")
+    wgsl = sum(nbytes for name, nbytes in sizes.items() if name.startswith("shaders/"))
+    page = sum(sizes[name] for name in PAGE_FILES)
+    breakdown = "\n".join(f"{nbytes:8} {name}" for name, nbytes in sorted(sizes.items(), key=lambda x: -x[1]))
+    assert sizes["manifest.json"] < MAX_MANIFEST, breakdown
+    assert sizes["runtime.js"] < MAX_RUNTIME, breakdown
+    assert page < MAX_PAGE, breakdown
+    assert wgsl < MAX_WGSL, breakdown
 
 
 def expected_tokens(folder: Path, prompt: list[int], n: int) -> list[int]:

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,20 +41,22 @@ def replacing(out: Path) -> Iterator[Path]:
     """
     check_replaceable(out)
     place = Path(os.path.abspath(out))  # "." has no name to put a folder beside
+    made = [parent for parent in place.parents if not parent.exists()]
+    fresh = None
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
-    except OSError as error:
-        raise _disk_error(out, error) from error
-    try:
         fresh.chmod(0o777 & ~_umask())
         yield fresh
         _swap(fresh, place)
-    except OSError as error:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise _disk_error(out, error) from error
-    except BaseException:  # Ctrl-C included: leave nothing behind
-        shutil.rmtree(fresh, ignore_errors=True)
+    except BaseException as error:  # Ctrl-C included: leave nothing behind
+        if fresh is not None:
+            shutil.rmtree(fresh, ignore_errors=True)
+        with suppress(OSError):  # not made, or no longer empty
+            for parent in made:
+                parent.rmdir()
+        if isinstance(error, OSError):
+            raise _disk_error(out, error) from error
         raise
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
-from ..graph import printable
+from ..errors import printable
 from .names import bounded
 
 KINDS = {

@@ -9,7 +9,6 @@ from __future__ import annotations
 import onnx
 
 from ..errors import CompileError
-from ..graph import printable
 from .external import tensor_nbytes
 
 MAX_NODES = 1_000_000
@@ -50,7 +49,7 @@ def check_structure(graph: onnx.GraphProto, outer: frozenset[str] = frozenset())
     _check_text(graph)
     for value in graph.input:
         if value.type.WhichOneof("value") != "tensor_type" or not value.type.tensor_type.elem_type:
-            subject = printable(f"input {value.name}")
+            subject = f"input {value.name}"
             raise CompileError(
                 subject, "it is not a tensor of a known type", "only tensors can go to the GPU"
             )
@@ -62,7 +61,7 @@ def check_structure(graph: onnx.GraphProto, outer: frozenset[str] = frozenset())
     _check_nodes(graph, known, set(outer))
     for value in graph.output:
         if value.name not in known:
-            raise CompileError(printable(f"output {value.name}"), "no node writes it", REPAIR)
+            raise CompileError(f"output {value.name}", "no node writes it", REPAIR)
 
 
 def _check_text(graph: onnx.GraphProto) -> None:
@@ -93,13 +92,13 @@ def _check_signature(subject: str, node: onnx.NodeProto) -> None:
         raise CompileError(subject, problem, REPAIR)
     for attribute in node.attribute:
         if known.get(attribute.name, attribute.type) != attribute.type and not attribute.ref_attr_name:
-            problem = f"its attribute {printable(attribute.name)} has the wrong type"
+            problem = f"its attribute {attribute.name} has the wrong type"
             raise CompileError(subject, problem, REPAIR)
 
 
 def _check_nodes(graph: onnx.GraphProto, known: set[str], outer: set[str]) -> None:
     for node in graph.node:
-        subject = printable(f"{node.op_type} node {node.name or next(iter(node.output), '')}")
+        subject = f"{node.op_type} node {node.name or next(iter(node.output), '')}"
         _check_signature(subject, node)
         for name in node.input:
             if name and name not in known:
@@ -118,4 +117,4 @@ def _check_nodes(graph: onnx.GraphProto, known: set[str], outer: set[str]) -> No
 
 def _check_value(value: onnx.ValueInfoProto) -> None:
     dims = [dim.dim_value for dim in value.type.tensor_type.shape.dim if dim.HasField("dim_value")]
-    tensor_nbytes(printable(f"value {value.name}"), value.type.tensor_type.elem_type, tuple(dims))
+    tensor_nbytes(f"value {value.name}", value.type.tensor_type.elem_type, tuple(dims))

@@ -10,7 +10,6 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from ..errors import CompileError
-from ..graph import printable
 from .external import NBITS, ExternalValues, InlineValues, locate, tensor_nbytes
 
 EXPORT_AGAIN = "export the model again"
@@ -35,7 +34,7 @@ class TensorLoader:
         Raises:
             CompileError: naming the tensor.
         """
-        subject = printable(f"tensor {proto.name or fallback}")
+        subject = f"tensor {proto.name or fallback}"
         if proto.data_type not in NBITS or proto.data_type == onnx.TensorProto.UNDEFINED:
             raise CompileError(subject, f"element type {proto.data_type} is not supported", EXPORT_AGAIN)
         nbytes = tensor_nbytes(subject, proto.data_type, tuple(proto.dims))
@@ -76,8 +75,8 @@ class TensorLoader:
         last: tuple[Path, int, str] | None = None
         for (file, offset, length), name in sorted(self.ranges.items()):
             if length and last and last[0] == file and offset < last[1]:
-                problem = f"its external data overlap those of {printable(last[2])}"
-                raise CompileError(printable(f"tensor {name}"), problem, EXPORT_AGAIN)
+                problem = f"its external data overlap those of {last[2]}"
+                raise CompileError(f"tensor {name}", problem, EXPORT_AGAIN)
             if length:
                 last = (file, offset + length, name)
 

@@ -11,7 +11,7 @@ from typing import Any
 import onnx_graphsurgeon as gs
 
 from ..errors import CompileError
-from ..graph import printable, tidy
+from ..graph import tidy
 from .shapes import infer_shapes
 from .verify import check_structure
 
@@ -91,7 +91,7 @@ class Runner:
         except CompileError:
             raise
         except Exception as error:
-            problem = f"it failed ({printable(repr(error))}); {self._history()}"
+            problem = f"it failed ({error!r}); {self._history()}"
             raise PassError(f"pass {name} of group {group.name}", problem) from error
         seconds = time.perf_counter() - start
         record = PassRecord(len(self.records), group.name, name, changes, seconds, len(graph.nodes))
