@@ -43,6 +43,11 @@ class Access(StrEnum):
     READ = "read"
     READ_WRITE = "read_write"
 
+    @property
+    def letter(self) -> str:
+        """How the manifest says it."""
+        return {"read": "r", "read_write": "w"}[self.value]
+
 
 @dataclass(frozen=True, slots=True)
 class Tensor:

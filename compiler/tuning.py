@@ -180,7 +180,7 @@ class _Clock:
                 and tensor.role in (Role.WEIGHT, Role.STATE)
                 and tensor.name not in (SEQUENCE, TOKENS)
             )
-            slots.append(Slot(binding.access.value, tensor.nbytes, cold, words))
+            slots.append(Slot(binding.access.letter, tensor.nbytes, cold, words))
         grid = kernel.worst_grid if isinstance(kernel.grid, IndirectGrid) else kernel.grid
         assert grid is not None
         return Sample(self._texts[signature], grid, tuple(slots))

@@ -5,7 +5,7 @@ driver that crashes takes nothing with it. It writes a line of JSON about the ad
 each line that it reads, a kernel, is answered by one with its `seconds`, or an `error`:
 
     {"wgsl": "…", "grid": [64, 1, 1], "bindings": [
-      {"access": "read", "nbytes": 4096, "cold": true}, {"access": "read", "nbytes": 4, "words": [1]}]}
+      {"access": "r", "nbytes": 4096, "cold": true}, {"access": "r", "nbytes": 4, "words": [1]}]}
 
 `cold` bindings lie elsewhere in memory for every dispatch, over more of it than caches hold. A model's
 weights are as cold: between two uses of a matrix lie all the others, and a kernel that finds its own in the

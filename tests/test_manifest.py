@@ -31,7 +31,7 @@ def written(planned: Plan) -> tuple[Schedules, dict[tuple[str, str, str, int], i
         for each in sequence:
             for step, kernel in enumerate(each.program.kernels):
                 index[variant, kernel.name, each.program.name, step] = len(index)
-    return Schedules(planned, ShaderSet((), index), lambda _: ([], [])), index
+    return Schedules(planned, ShaderSet((), index, {}), lambda _: ([], [])), index
 
 
 def assert_spelled_out(planned: Plan, schedules: Schedules, index: dict[Any, int]) -> None:

@@ -129,7 +129,7 @@ def test_samples_are_a_sequence_under_way_with_cold_weights(lower: Lower) -> Non
         stated = [slot for slot in sample.bindings if slot.words]
         assert all(slot.words[:7] == (255, 1, 256, 256, 256, 2**30, 0) for slot in stated)
         assert all(not slot.cold for slot in stated)
-        assert all(slot.access == "read" for slot in sample.bindings if slot.cold)
+        assert all(slot.access == "r" for slot in sample.bindings if slot.cold)
     attention = next(s for s in measurer.samples if "k_cache: array" in s.wgsl and "softmax" in s.wgsl)
     assert [slot.cold for slot in attention.bindings] == [False, False, True, True, False, False]
     gemv = next(s for s in measurer.samples if "TILE_OUTPUTS" in s.wgsl)
@@ -275,7 +275,7 @@ def test_a_kernel_that_does_not_compile_is_no_end() -> None:
         @group(0) @binding(1) var<storage, read_write> y: array<f32>;
         @compute @workgroup_size(64) fn main(@builtin(global_invocation_id) i: vec3<u32>) { y[i.x] = x[i.x]; }
     """
-    slots = (Slot("read", 1 << 20, cold=True), Slot("read_write", 4096))
+    slots = (Slot("r", 1 << 20, cold=True), Slot("w", 4096))
     with MeasuringProcess() as measurer:
         assert measurer.adapter.device
         assert measurer.seconds(Sample("no WGSL", (1, 1, 1), slots)) is None

@@ -67,7 +67,7 @@ def manifest(
             "file": shader.file,
             "sha256": shader.sha256,
             "workgroup": list(shader.workgroup),
-            "access": "".join("w" if access == Access.READ_WRITE else "r" for access in shader.access),
+            "access": "".join(Access(access).letter for access in shader.access),
             **({"features": list(shader.features)} if shader.features else {}),
         }
         for shader in shaders.shaders
