@@ -60,11 +60,17 @@ def gated_matmul(op: Op) -> list[Kernel]:
 
 @lower("ResidualNormMatMulNBits", domain="webgpu_compile", limits="made by the compiler")
 def residual_norm_matmul_nbits(op: Op) -> list[Kernel]:
-    """sum = residual + x · Wᵀ (+ bias); y = sum · norm_weight as int8, without the RMSNorm's factor."""
-    weight = op.read(6)
-    sum_out = op.write(1).name if op.has_output(1) else None
+    """sum = residual + x · Wᵀ (+ bias); y = sum · norm_weight as int8, without the RMSNorm's factor.
+
+    The last layer's sum is written too, though nobody reads it: two kilobytes, for one shader less.
+    """
+    weight, linear, y = op.read(6), nbits_linear(op, (1, 2, 3, 4)), write_int8(op, squares=True)
+    if op.has_output(1):
+        sum_out = op.write(1).name
+    else:
+        sum_out = op.builder.tensor(f"{y}/sum", DType.F32, (linear.n,), Role.ACTIVATION).name
     epilogue = Residual(op.read(5).name, weight.name, weight.dtype, sum_out)
-    return project(op, nbits_linear(op, (1, 2, 3, 4)), write_int8(op, squares=True), epilogue)
+    return project(op, linear, y, epilogue)
 
 
 @lower("ArgMaxMatMul", domain="webgpu_compile", limits="made by the compiler")

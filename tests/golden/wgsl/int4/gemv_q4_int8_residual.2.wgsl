@@ -91,6 +91,7 @@ fn row_total(row: u32) -> f32 {
 
 @group(0) @binding(5) var<storage, read> residual: array<f32>;
 @group(0) @binding(6) var<storage, read> norm_weight: array<f16>;
+@group(0) @binding(7) var<storage, read_write> sum_out: array<f32>;
 fn load_norm_weight(i: u32) -> f32 {
   return f32(norm_weight[i]);
 }
@@ -150,6 +151,7 @@ fn finish(tile: u32, thread: u32) {
   if (thread < TILE_ROWS) {
     let row = tile * TILE_ROWS + thread;
     let value = thread_residual + row_total(thread);
+    sum_out[row] = value;
     outputs[thread / 4u][thread % 4u] = value * thread_weight;
     output_squares[thread / 4u][thread % 4u] = value * value;
   }
