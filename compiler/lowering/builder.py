@@ -59,7 +59,6 @@ class DecoderShape:
     logits: str
     driven_by: str = "gpu"
     indirect_attention: bool = False
-    few_rows: bool = False  # every chunk is small enough for products without tiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,10 +313,6 @@ class Builder:
         self.weights[name] = Weight(tensor, layout, tuple(map(Source, sources)), rows)
         return tensor
 
-    @property
-    def few_rows(self) -> bool:
-        """Whether products of few rows may sum in an order of their own (see `linear.gemm`)."""
-        return self.decoder is not None and self.decoder.few_rows
 
     # -- lowering
 
