@@ -198,9 +198,8 @@ def gemm(
     for segment in linear.segments:
         n = segment.end - segment.begin
         n_tiles = -(-n // tile_outputs)
-        if isinstance(shape, RowsShape):
-            grid = fold_grid(n_tiles)
-        else:
+        grid = fold_grid(n_tiles)
+        if isinstance(shape, TileShape):
             grid = (n_tiles, -(-rows // shape.rows), 1)
         constants = {
             **_constants(linear, segment, x_limit=-(-linear.k // FLOAT_STEP) * FLOAT_STEP, x_int8=int8),
@@ -210,7 +209,10 @@ def gemm(
             "y_stride": linear.n,
             "y_at": f"{segment.begin}u + " if segment.begin else "",
             "tile_n": tile_n,
+            "tile_outputs": tile_outputs,
             "whole_tiles": n % tile_outputs == 0,
+            "shared_shape": _shares_shape(linear, tile_outputs) and grid[0] == n_tiles,
+            "symmetric_gemm": int8 and not linear.zero_points,
             "part_chunks": part_chunks,
             "n_steps": -(-linear.k // FLOAT_STEP),
             "n_tiles": n_tiles,
@@ -233,10 +235,22 @@ def gemm(
     return kernels
 
 
+def _shares_shape(linear: Linear, tile_outputs: int) -> bool:
+    """Whether an int8 GEMM can tell its layer's shape from its grid and bindings: no edges, no options."""
+    return (
+        linear.activation == "int8"
+        and len(linear.segments) == 1
+        and linear.n % tile_outputs == 0
+        and linear.k % max(PART, linear.block_size) == 0
+        and not linear.zero_points
+        and not linear.bias
+    )
+
+
 def gemm_shape(linear: Linear, rows: int) -> RowsShape | TileShape:
     """Few rows of int8 without tiles; else tiles as high as the rows fill."""
     if linear.activation == "int8" and rows <= MOST_ROWS:
-        return RowsShape(4, 32)
+        return RowsShape(4, 32) if linear.k > 16 * PART else RowsShape(8, 16)
     if rows <= 16:
         return TileShape(16, 64)
     return TileShape(32, 128) if rows <= 32 else TileShape(64, 128)
@@ -304,6 +318,8 @@ def _constants(linear: Linear, segment: Segment, x_limit: int, x_int8: bool) -> 
         x_stride = quantized_tensor("", 1, linear.k, linear.chunk).shape[1]
     return {
         "format": linear.format,
+        "shared_shape": False,
+        "symmetric_gemm": False,
         "activation": linear.activation,
         "x_int8": x_int8,
         "k": linear.k,

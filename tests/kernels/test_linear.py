@@ -235,6 +235,16 @@ def test_chunks_of_several_sizes_share_a_shader(activation: str) -> None:
         assert len(texts) == 1
 
 
+@pytest.mark.parametrize("rows", [4, 100])
+def test_layers_of_several_sizes_share_a_shader(rows: int) -> None:
+    rng = np.random.default_rng(10)
+    texts = set()
+    for k, n in ((2048, 64), (1088, 128), (4096, 512)):
+        linear = make(rng, "q4", k, n, activation="int8").linear
+        texts.add(render(lowering.gemm(linear, "x", "y", rows, nodes=())[0], PORTABLE))
+    assert len(texts) == 1
+
+
 def test_segments_write_their_ranges() -> None:
     """A weight over the binding limit: each segment is a dispatch into its part of one output."""
     rng = np.random.default_rng(8)
