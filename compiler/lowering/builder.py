@@ -59,6 +59,7 @@ class DecoderShape:
     logits: str
     driven_by: str = "gpu"
     indirect_attention: bool = False
+    most_rows: int = 1  # of the largest chunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,7 +313,6 @@ class Builder:
         tensor = self.tensor(name, dtype, shape, Role.WEIGHT)
         self.weights[name] = Weight(tensor, layout, tuple(map(Source, sources)), rows)
         return tensor
-
 
     # -- lowering
 

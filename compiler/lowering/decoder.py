@@ -74,6 +74,7 @@ def decoder_shape(device: DeviceModel, options: CompileOptions) -> DecoderShape:
         logits=interface.logits,
         driven_by=options.sequence_length,
         indirect_attention=options.attention_dispatch == "indirect",
+        most_rows=min(max(options.prefill_chunks), capacity),
     )
 
 
