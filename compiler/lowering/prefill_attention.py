@@ -92,12 +92,11 @@ def prefill_attention(
     )
     sink = [Binding("head_sink", head_sink)] if head_sink else []
     width = attention.heads * attention.head_size
-    n_threads = width // (INT8_BLOCK if out_int8 else 4)
     merge = Kernel(
         name="attention_merge",
         template="attention_merge.wgsl.j2",
         workgroup=(MERGE_THREADS, 1, 1),
-        grid=(-(-n_threads // MERGE_THREADS), rows, 1),
+        grid=(-(-width // 4 // MERGE_THREADS), rows, 1),
         bindings=(
             Binding("sequence", SEQUENCE),
             *(Binding(*b) for b in partials),
@@ -112,6 +111,7 @@ def prefill_attention(
             y_scales=quantized_scales(width, INT8_BLOCK),
         ),
         nodes=nodes,
+        workgroup_nbytes=16 * MERGE_THREADS if out_int8 else 0,
         work=rows * lanes * width,
     )
     return Lowered((prefill, merge), (softmax, sums))

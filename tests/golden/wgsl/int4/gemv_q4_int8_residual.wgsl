@@ -50,16 +50,6 @@ fn zero_point(row: u32, block: u32) -> i32 {
   return 8;  // symmetric
 }
 
-// The zero point z of a block as four bytes 0x80 - z, which is what `centered` adds.
-fn zero_bytes(row: u32, block: u32) -> u32 {
-  return (0x80u - u32(zero_point(row, block))) * 0x01010101u;
-}
-
-// Four nibbles, spread into the low halves of four bytes, to four signed bytes q - z. No byte carries.
-fn centered(nibbles: u32, zeros: u32) -> u32 {
-  return ((nibbles & 0x0f0f0f0fu) + zeros) ^ 0x80808080u;
-}
-
 // A workgroup takes 32 rows of W: 64 threads walk together along K of 8 rows.
 const THREADS = 256u;
 const LANES = 64u;

@@ -1,5 +1,5 @@
 // ONNX nodes:
-//   /model/layers.0/attn/o_proj/MatMul_Q4
+//   /model/layers.0/mlp/down_proj/MatMul_Q4
 struct Sequence {
   past_length: u32,
   length: u32,
@@ -25,8 +25,8 @@ struct Sequence {
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read_write> y: array<u32>;  // per row: values, four to a word, then a scale per block
 
-const K = 64u;
-const BLOCKS = 2u;  // of 32 values, per row
+const K = 96u;
+const BLOCKS = 3u;  // of 32 values, per row
 
 // Four values of a row from column i on; 0 behind its end.
 fn values_at(row: u32, i: u32) -> vec4<f32> {
@@ -65,11 +65,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     largest = max(largest, abs(values[j]));
   }
   let limit = greatest_of(largest);
-  let at = row * 20u + block * 8u;
+  let at = row * 28u + block * 8u;
   for (var j = 0u; j < 8u; j += 2u) {
     let words = int8_octet(values[j], values[j + 1u], 127.0 / max(limit, 1e-30));
     y[at + j] = words.x;
     y[at + j + 1u] = words.y;
   }
-  y[row * 20u + 16u + block] = bitcast<u32>(limit / 127.0);
+  y[row * 28u + 24u + block] = bitcast<u32>(limit / 127.0);
 }
