@@ -72,6 +72,12 @@ TILES = (
     TileShape(16, 64),
     TileShape(128, 256),
 )
+ATTENTION_FORMS: tuple[tuple[int, dict[str, int]], ...] = (
+    *((lanes, {}) for lanes in (1, 2, 4, 8, 16)),
+    (8, {"value_unroll": 4}),
+    (8, {"value_unroll": 16}),
+    (8, {"tile_fours": 4}),
+)
 FEW_ROWS, MANY_ROWS = (2, 4, 8, 16), (16, 32, 64, 128, 512)
 
 
@@ -195,7 +201,7 @@ def attentions(bench: Bench, attention: Attention) -> Iterator[str]:
     for depth in (0, 512) if bench.software else (0, 4096):
         for rows in (16, 64) if bench.software else (16, 128, 512):
             cells = []
-            for lanes in (1, 2, 4, 8, 16):
+            for lanes, changes in ATTENTION_FORMS:
                 lowered = prefill_attention(
                     attention,
                     rows,
@@ -220,12 +226,16 @@ def attentions(bench: Bench, attention: Attention) -> Iterator[str]:
                 buffers["sequence"] = (bench.buffer(256, state), state.nbytes)
                 times = []
                 for kernel in lowered.kernels:
+                    if kernel.name == "attention_prefill":
+                        constants = dict(kernel.constants) | changes
+                        kernel = replace(kernel, constants=tuple(sorted(constants.items())))
                     calls = bench.calls(kernel, buffers)
                     bench.microseconds(calls)
                     times.append(bench.microseconds(calls))
                 macs = 2 * fours[0] * fours[2] * sum(depth + row + 1 for row in range(rows))
                 part = 2e6 * macs / sum(times) / ceiling
-                cells.append(f"{lanes} lanes {times[0]:.0f} + {times[1]:.0f} us {part:.0%}")
+                changed = "".join(f" {name} {value}" for name, value in changes.items())
+                cells.append(f"{lanes} lanes{changed} {times[0]:.0f} + {times[1]:.0f} us {part:.0%}")
             yield f"attention, {rows} rows at {depth}: " + " | ".join(cells)
 
 
