@@ -61,15 +61,15 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let part1 = softmax[first + 1u];
     var maximum = part0.x;
     maximum = max(maximum, part1.x);
-    let at = first * FOURS + four % FOURS;
+    let at = first * FOURS + four % FOURS;  // a lane without keys has written no sums
     var total = 0.0;
     var sum = vec4<f32>();
     let weight0 = exp(part0.x - maximum);
     total += weight0 * part0.y;
-    sum += weight0 * sums[at];
+    sum += weight0 * select(vec4<f32>(), sums[at], part0.y > 0.0);
     let weight1 = exp(part1.x - maximum);
     total += weight1 * part1.y;
-    sum += weight1 * sums[at + FOURS];
+    sum += weight1 * select(vec4<f32>(), sums[at + FOURS], part1.y > 0.0);
     outputs[thread] = sum * softmax_factor(head, maximum, total);
   }
   workgroupBarrier();

@@ -294,6 +294,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
   if (thread < PAIRS && row_of(pair) < length) {
     softmax[place_of(pair, kv_head) * LANES + lane] = vec2<f32>(maximum, total);
   }
-  write_sums(first_pair + 4u * quad, kv_head, lane, along, s.low0);
-  write_sums(first_pair + 4u * quad + 32u, kv_head, lane, along, s.high0);
+  if (lane_tile * KEYS < n_keys) {
+    write_sums(first_pair + 4u * quad, kv_head, lane, along, s.low0);
+    write_sums(first_pair + 4u * quad + 32u, kv_head, lane, along, s.high0);
+  }
 }
