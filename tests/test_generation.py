@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,18 @@ def test_host_driven(artifacts: Artifacts, expected: Any, name: str) -> None:
         other_caches = caches_of(host)
         for port, words in caches_of(gpu).items():
             assert np.array_equal(words[:, :fed], other_caches[port][:, :fed]), port
+
+
+@pytest.mark.parametrize("name", ["llama-int8", "mistral-int4"])
+def test_logits_do_not_depend_on_chunks(artifacts: Artifacts, name: str) -> None:
+    """Bit for bit: the kernels for few rows and those for many add in one order."""
+    ids = np.array([prompt_of(MODELS[name][0], 120)])
+    with load(artifacts, name) as session:
+        whole = session.run({"input_ids": ids})["logits"]
+        for cuts in ([0, 5, 21, 119 - 40, 120], [0, 64, 66, 70, 120]):
+            session.reset()
+            parts = [session.run({"input_ids": ids[:, a:b]})["logits"] for a, b in pairwise(cuts)]
+            assert np.array_equal(np.concatenate(parts, axis=1), whole)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -4,7 +4,8 @@ Shapes and strides come from the capacity, which is a constant; only the length 
 
 * `rope_append` rotates q and k of the new positions and writes k and v to the caches.
 * `decode_attention` is for one position: the cache is read once, by many workgroups (flash-decoding).
-* `prefill_attention` is for a chunk of positions, in tiles (FlashAttention-2).
+
+`prefill_attention.py` is for a chunk of positions.
 """
 
 from __future__ import annotations
@@ -21,8 +22,6 @@ THREADS = 128
 SEGMENTS = 16  # threads that share a head's softmax in decode attention
 GROUP_LIMIT = THREADS // SEGMENTS  # query heads that one workgroup of decode attention can serve
 REDUCE_FOURS = 8  # vec4s of a head per workgroup of the reduction: 32 values, one int8 block
-TILE_ROWS, TILE_KEYS = 32, 32  # of prefill attention
-TILE_FOURS = 8  # vec4s of a head that prefill attention stages at a time
 APPEND_THREADS = 64
 
 
@@ -166,7 +165,7 @@ def rope_append(
                 workgroup=(APPEND_THREADS, 1, 1),
                 grid=(-(-heads * attention.fours // APPEND_THREADS), rows, 1),
                 bindings=(*state, *bindings, *table, *(arguments if bindings[-1] in caches else [])),
-                constants=_constants(
+                constants=sorted_constants(
                     _rope_constants(attention),
                     window=max(attention.window, 0),
                     split=attention.split,
@@ -202,7 +201,7 @@ def decode_attention(
     called `name`/...; `grid` names the `attention_grid` to run from instead of the worst case. Both forms
     run the same shader and give the same bits.
     """
-    _check_sink(attention, head_sink)
+    check_sink(attention, head_sink)
     sink = [Binding("head_sink", head_sink)] if head_sink else []
     inputs = [Binding("sequence", SEQUENCE), *(Binding(*b) for b in (("q", q), ("k_cache", k_cache)))]
     inputs.append(Binding("v_cache", v_cache))
@@ -226,8 +225,8 @@ def decode_attention(
         workgroup=(THREADS, 1, 1),
         grid=IndirectGrid(grid) if grid else attention.decode_grid,
         bindings=(*inputs, *(sink + target if single else written)),
-        constants=_constants(
-            _softmax_constants(attention),
+        constants=sorted_constants(
+            softmax_constants(attention),
             served=attention.served,
             split=attention.split,
             n_splits=attention.n_splits,
@@ -256,8 +255,8 @@ def decode_attention(
         workgroup=(THREADS, 1, 1),
         grid=(attention.heads, -(-attention.fours // REDUCE_FOURS), 1),
         bindings=(Binding("sequence", SEQUENCE), *partials, *sink, *target),
-        constants=_constants(
-            _softmax_constants(attention),
+        constants=sorted_constants(
+            softmax_constants(attention),
             split=attention.split,
             n_splits=attention.n_splits,
             lanes=REDUCE_FOURS,
@@ -272,51 +271,8 @@ def decode_attention(
     return Lowered((decode, reduce), (softmax, sums))
 
 
-def prefill_attention(
-    attention: Attention,
-    rows: int,
-    *,
-    q: str,
-    k_cache: str,
-    v_cache: str,
-    out: str,
-    nodes: tuple[str, ...],
-    head_sink: str | None = None,
-) -> Lowered:
-    """A chunk: q f32 [rows, heads, head_size] (rotated) to `out` f32 [rows, heads · head_size].
-
-    Row r is position past_length + r and sees the cache up to itself; the chunk is already in the cache.
-    Rows from `sequence.length` on become zeros. A tile is 32 (row, query head) pairs of one KV head.
-    """
-    _check_sink(attention, head_sink)
-    inputs = (("sequence", SEQUENCE), ("q", q), ("k_cache", k_cache), ("v_cache", v_cache))
-    sink = [Binding("head_sink", head_sink)] if head_sink else []
-    kernel = Kernel(
-        name="attention_prefill",
-        template="attention_prefill.wgsl.j2",
-        workgroup=(THREADS, 1, 1),
-        grid=(attention.kv_heads, -(-rows * attention.group // TILE_ROWS), 1),
-        bindings=(*(Binding(*b) for b in inputs), *sink, Binding("y", out, Access.READ_WRITE)),
-        constants=_constants(
-            _softmax_constants(attention),
-            rows=rows,
-            tile_rows=TILE_ROWS,
-            tile_keys=TILE_KEYS,
-            tile_fours=TILE_FOURS,
-            columns=-(-attention.fours // 16),
-            value_unroll=8,
-        ),
-        nodes=nodes,
-        workgroup_nbytes=(TILE_ROWS + TILE_KEYS) * (TILE_FOURS + 1) * 16
-        + TILE_ROWS * TILE_KEYS * 4
-        + THREADS * 4
-        + TILE_ROWS * 4,
-        work=2 * rows * attention.heads * attention.capacity * attention.head_size,
-    )
-    return Lowered((kernel,))
-
-
-def _check_sink(attention: Attention, head_sink: str | None) -> None:
+def check_sink(attention: Attention, head_sink: str | None) -> None:
+    """Raise ValueError unless there is a tensor of sinks where the layer has them, and only there."""
     if bool(head_sink) != (attention.head_sink is not None):
         raise ValueError("a head_sink tensor and its dtype go together")
 
@@ -338,7 +294,8 @@ def _rope_constants(attention: Attention) -> dict[str, Constant]:
     }
 
 
-def _softmax_constants(attention: Attention) -> dict[str, Constant]:
+def softmax_constants(attention: Attention) -> dict[str, Constant]:
+    """What the templates attention_* read."""
     return {
         "heads": attention.heads,
         "kv_heads": attention.kv_heads,
@@ -354,5 +311,5 @@ def _softmax_constants(attention: Attention) -> dict[str, Constant]:
     }
 
 
-def _constants(shared: dict[str, Constant], **own: Constant) -> tuple[tuple[str, Constant], ...]:
+def sorted_constants(shared: dict[str, Constant], **own: Constant) -> tuple[tuple[str, Constant], ...]:
     return tuple(sorted({**shared, **own}.items()))

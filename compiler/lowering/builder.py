@@ -59,7 +59,7 @@ class DecoderShape:
     logits: str
     driven_by: str = "gpu"
     indirect_attention: bool = False
-    few_rows: bool = False  # every chunk is small enough for products without tiles
+    most_rows: int = 1  # of the largest chunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,11 +313,6 @@ class Builder:
         tensor = self.tensor(name, dtype, shape, Role.WEIGHT)
         self.weights[name] = Weight(tensor, layout, tuple(map(Source, sources)), rows)
         return tensor
-
-    @property
-    def few_rows(self) -> bool:
-        """Whether products of few rows may sum in an order of their own (see `linear.gemm`)."""
-        return self.decoder is not None and self.decoder.few_rows
 
     # -- lowering
 

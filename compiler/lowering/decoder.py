@@ -13,7 +13,6 @@ from ..passes.program import ProgramGraph
 from ..program import DType, Program
 from ..target import SPEC_LIMITS, Target
 from .builder import Builder, DecoderShape
-from .linear import FEW_ROWS
 from .sampling import greedy, sample
 from .sequence_state import advance, begin
 
@@ -75,7 +74,7 @@ def decoder_shape(device: DeviceModel, options: CompileOptions) -> DecoderShape:
         logits=interface.logits,
         driven_by=options.sequence_length,
         indirect_attention=options.attention_dispatch == "indirect",
-        few_rows=max(options.prefill_chunks) <= FEW_ROWS,
+        most_rows=min(max(options.prefill_chunks), capacity),
     )
 
 

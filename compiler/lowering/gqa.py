@@ -16,12 +16,12 @@ from .attention import (
     Lowered,
     attention_grid,
     decode_attention,
-    prefill_attention,
     rope_append,
 )
 from .builder import WEIGHT_STORAGE, Op, lower
 from .linear_epilogue import RopeAppend
 from .matmul import project, projection
+from .prefill_attention import n_lanes, prefill_attention
 from .quantize import quantize, write_int8
 
 _ATTENTION_LIMITS = (
@@ -152,14 +152,12 @@ class Layer:
 
     def attend(self, op: Op) -> list[Kernel]:
         """Kernels from the rotated q and the cache to the output."""
-        if op.builder.rows > 1:
-            return [*_declared(op, self._prefill(op))]
         block = op.attr(INT8_BLOCK, 0)
-        if not block:
-            return [*_declared(op, self._decode(op, op.write().name))]
-        out = write_int8(op)
-        if self.attention.n_splits > 1:
-            return [*_declared(op, self._decode(op, out, out_int8=True))]
+        out = write_int8(op) if block else op.write().name
+        if op.builder.rows > 1:
+            return [*_declared(op, self._prefill(op, out, out_int8=block > 0))]
+        if not block or self.attention.n_splits > 1:
+            return [*_declared(op, self._decode(op, out, out_int8=block > 0))]
         # Nothing is merged, and the kernel that attends to a single split knows no int8.
         width = self.attention.heads * self.attention.head_size
         y = op.scratch("y", DType.F32, (1, width)).name
@@ -179,15 +177,19 @@ class Layer:
             grid=self.grid,
         )
 
-    def _prefill(self, op: Op) -> Lowered:
+    def _prefill(self, op: Op, out: str, *, out_int8: bool) -> Lowered:
+        assert op.builder.decoder is not None
         return prefill_attention(
             self.attention,
             op.builder.rows,
             q=self.q,
             k_cache=self.k_cache,
             v_cache=self.v_cache,
-            out=op.write().name,
+            out=out,
+            out_int8=out_int8,
+            name=op.name,
             nodes=op.nodes,
+            lanes=n_lanes(self.attention, op.builder.decoder.most_rows),
             head_sink=self.head_sink,
         )
 

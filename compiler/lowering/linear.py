@@ -29,6 +29,10 @@ from .linear_format import Linear, Segment, params_words
 from .quantize import quantized_squares, quantized_tensor
 
 TILE_N = 64  # rows of W per workgroup of a GEMM
+PART = 64  # values along K that an int8 GEMM sums up before it adds them to the rest
+FLOAT_STEP = 32  # values along K in a tile of a GEMM in f32
+LOW_TILES = 8192  # rows of W up to which tiles of 64 rows of int8 x would leave much of a large GPU idle
+MOST_ROWS = 16  # rows of int8 x that a GEMM takes without tiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +58,32 @@ class GemvShape:
             raise ValueError(f"{self}: a row of sums is added up by at least one thread")
 
 
-FEW_ROWS = 16  # rows of x that `gemm` can take without tiles
+@dataclass(frozen=True, slots=True)
+class RowsShape:
+    """How a GEMM of a few rows runs: a thread holds four rows of W of one part of K.
+
+    A workgroup is `quads` of those fours times `parts` parts, and sums up `batch` rows of x at a time.
+    """
+
+    quads: int
+    parts: int
+    batch: int = 4
+
+    @property
+    def threads(self) -> int:
+        return self.quads * self.parts
+
+
+@dataclass(frozen=True, slots=True)
+class TileShape:
+    """A tile of a GEMM: `rows` rows of x by TILE_N rows of W; a thread has 4 or 8 of them by 4."""
+
+    rows: int
+    threads: int
+
+    @property
+    def row_quads(self) -> int:
+        return self.rows * TILE_N // self.threads // 16
 
 
 def gemv(
@@ -128,96 +157,109 @@ def gemm(
     nodes: tuple[str, ...],
     epilogue: Epilogue | None = None,
     sequence: str | None = SEQUENCE,
-    few_rows: bool = False,
+    shape: RowsShape | TileShape | None = None,
     name: str = "",
 ) -> list[Kernel]:
     """y [rows, n] f32 from x: f32 [rows, k], or as `quantize` writes it. Epilogues: `Plain`, `Gated`.
 
-    With `sequence`, rows from `sequence.length` on may be left unwritten. `few_rows` takes up to `FEW_ROWS`
-    int8 rows without tiles, several times faster, but sums in another order than the tiles do: a model
-    whose chunks are of several sizes must not mix the two, or a prompt's logits depend on how it is cut.
+    With `sequence`, rows from `sequence.length` on are left unwritten, and the shader depends on `rows`
+    only through its `shape`. Int8 sums are taken in one order of K whatever the shape, so that a row has
+    the same bits in a chunk of any size: a prompt's logits must not depend on how it is cut.
     """
     epilogue = epilogue or Plain()
     if not isinstance(epilogue, Plain | Gated) or getattr(epilogue, "y_int8", False):
         raise ValueError(f"a GEMM has no epilogue {type(epilogue).__name__}")
     check(linear, epilogue)
-    if few_rows and rows <= FEW_ROWS and linear.activation == "int8":
-        return _gemv_rows(linear, x, y, rows, nodes, epilogue, sequence, name)
-    tile_m = next((size for size in (16, 32) if rows <= size), 64)
-    threads = min(tile_m * 4, 128)
+    shape = shape or gemm_shape(linear, rows)
     int8 = linear.activation == "int8"
-    k_step = 64 if int8 else 32
-    tile_outputs = TILE_N // (2 if linear.gated else 1)
+    part_chunks = PART // linear.chunk
+    n_parts = -(-linear.n_chunks // part_chunks)
+    if isinstance(shape, RowsShape):
+        if not int8 or rows > MOST_ROWS:
+            raise ValueError(f"{shape} is for at most {MOST_ROWS} rows of int8")
+        kind, template, tile_n = "gemv_rows", "linear_gemv_rows.wgsl.j2", 4 * shape.quads
+        sums = shape.batch * (shape.threads + shape.quads)
+        workgroup_nbytes = 16 * (sums + (MOST_ROWS * shape.quads if n_parts > shape.parts else 0))
+        own = {
+            "quads": shape.quads,
+            "parts": shape.parts,
+            "n_parts": n_parts,
+            "batch": shape.batch,
+            "merged": min(8, shape.parts),
+            "most_rows": MOST_ROWS,
+        }
+    else:
+        kind, tile_n = "gemm", TILE_N
+        template = "linear_gemm_int8.wgsl.j2" if int8 else "linear_gemm.wgsl.j2"
+        # Per row or column of a tile: the int8 of a part and a scale per chunk, or 32 f32.
+        workgroup_nbytes = (shape.rows + TILE_N) * (PART + 4 * part_chunks if int8 else 4 * FLOAT_STEP)
+        own = {"tile_m": shape.rows, "row_quads": shape.row_quads}
+    tile_outputs = tile_n // (2 if linear.gated else 1)
     kernels = []
     for segment in linear.segments:
+        n = segment.end - segment.begin
+        n_tiles = -(-n // tile_outputs)
+        grid = fold_grid(n_tiles)
+        if isinstance(shape, TileShape):
+            grid = (n_tiles, -(-rows // shape.rows), 1)
         constants = {
-            **_constants(linear, segment, x_limit=-(-linear.k // k_step) * k_step, x_int8=int8),
+            **_constants(linear, segment, x_limit=-(-linear.k // FLOAT_STEP) * FLOAT_STEP, x_int8=int8),
             **epilogue_constants(epilogue, linear),
+            **own,
             "rows": rows,
             "y_stride": linear.n,
             "y_at": f"{segment.begin}u + " if segment.begin else "",
-            "tile_m": tile_m,
-            "tile_n": TILE_N,
+            "tile_n": tile_n,
             "tile_outputs": tile_outputs,
-            "k_step": k_step,
-            "n_steps": -(-linear.k // k_step),
-            "row_quads": tile_m * TILE_N // threads // 16,
-        }
-        n_tiles = -(-(segment.end - segment.begin) // tile_outputs)
-        # Per row or column of a tile: k_step f32, or k_step int8 and a scale per chunk.
-        line_nbytes = k_step + 4 * k_step // linear.chunk if int8 else 4 * k_step
-        kernels.append(
-            Kernel(
-                name=name or _name("gemm", linear, epilogue),
-                template="linear_gemm_int8.wgsl.j2" if int8 else "linear_gemm.wgsl.j2",
-                workgroup=(threads, 1, 1),
-                grid=(n_tiles, -(-rows // tile_m), 1),
-                bindings=(*_inputs(linear, segment, x, sequence), *outputs(epilogue, y)),
-                constants=tuple(sorted(constants.items())),
-                nodes=nodes,
-                workgroup_nbytes=(tile_m + TILE_N) * line_nbytes,
-                work=rows * _work(linear, segment),
-            )
-        )
-    return kernels
-
-
-def _gemv_rows(
-    linear: Linear,
-    x: str,
-    y: str,
-    rows: int,
-    nodes: tuple[str, ...],
-    epilogue: Epilogue,
-    sequence: str | None,
-    name: str,
-) -> list[Kernel]:
-    """A GEMM for a few rows of x: as `gemv`, bound by reading W, where tiles would leave the GPU idle."""
-    shape = GemvShape(128, 32, 4)
-    kernels = []
-    for segment in linear.segments:
-        constants = {
-            **_constants(linear, segment, x_limit=linear.n_chunks * linear.chunk, x_int8=True),
-            **epilogue_constants(epilogue, linear),
-            **_shape_constants(shape),
-            "rows": rows,
-            "y_stride": linear.n,
-            "y_at": f"{segment.begin}u + " if segment.begin else "",
+            "whole_tiles": n % tile_outputs == 0,
+            "shared_shape": _shares_shape(linear, tile_outputs) and grid[0] == n_tiles,
+            "symmetric_gemm": int8 and not linear.zero_points,
+            "part_chunks": part_chunks,
+            "n_steps": -(-linear.k // FLOAT_STEP),
+            "n_tiles": n_tiles,
+            "grid_x": grid[0],
+            "grid_y": grid[1],
         }
         kernels.append(
             Kernel(
-                name=name or _name("gemv_rows", linear, epilogue),
-                template="linear_gemv_rows.wgsl.j2",
+                name=name or _name(kind, linear, epilogue),
+                template=template,
                 workgroup=(shape.threads, 1, 1),
-                grid=(_gemv_groups(linear, segment, shape), 1, 1),
+                grid=grid,
                 bindings=(*_inputs(linear, segment, x, sequence), *outputs(epilogue, y)),
                 constants=tuple(sorted(constants.items())),
                 nodes=nodes,
-                workgroup_nbytes=4 * (shape.tile_rows * shape.lanes + shape.threads),
+                workgroup_nbytes=workgroup_nbytes,
                 work=rows * _work(linear, segment),
             )
         )
     return kernels
+
+
+def _shares_shape(linear: Linear, tile_outputs: int) -> bool:
+    """Whether an int8 GEMM can tell its layer's shape from its grid and bindings: no edges, no options."""
+    return (
+        linear.activation == "int8"
+        and len(linear.segments) == 1
+        and linear.n % tile_outputs == 0
+        and linear.k % max(PART, linear.block_size) == 0
+        and not linear.zero_points
+        and not linear.bias
+    )
+
+
+def gemm_shape(linear: Linear, rows: int) -> RowsShape | TileShape:
+    """Few rows of int8 without tiles; else tiles of 64 rows, or lower ones where they would be too few.
+
+    Of int8 layers the height depends on the layer only, so that chunks of all sizes share a shader.
+    """
+    if linear.activation == "int8" and rows <= MOST_ROWS:
+        return RowsShape(4, 32) if linear.k > 16 * PART else RowsShape(8, 16)
+    if linear.activation == "int8":
+        return TileShape(32, 64) if linear.matrix_rows <= LOW_TILES else TileShape(64, 128)
+    if rows <= 16:
+        return TileShape(16, 64)
+    return TileShape(32, 128) if rows <= 32 else TileShape(64, 128)
 
 
 def n_partials(linear: Linear, shape: GemvShape | None = None, shapes: Shapes = GENERIC) -> int:
@@ -282,6 +324,8 @@ def _constants(linear: Linear, segment: Segment, x_limit: int, x_int8: bool) -> 
         x_stride = quantized_tensor("", 1, linear.k, linear.chunk).shape[1]
     return {
         "format": linear.format,
+        "shared_shape": False,
+        "symmetric_gemm": False,
         "activation": linear.activation,
         "x_int8": x_int8,
         "k": linear.k,

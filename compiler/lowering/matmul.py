@@ -86,10 +86,10 @@ def argmax_matmul(op: Op) -> list[Kernel]:
 
 def project(op: Op, linear: Linear, y: str, epilogue: Epilogue | None = None) -> list[Kernel]:
     """The kernels of y = linear(x), x being input 0: a GEMV for one row, else a GEMM."""
-    x, rows, few_rows = op.read(0).name, prod(op.shape(0)[:-1]), op.builder.few_rows
+    x, rows = op.read(0).name, prod(op.shape(0)[:-1])
     nodes, sequence = op.nodes, op.sequence
     if rows > 1:
-        return gemm(linear, x, y, rows, nodes=nodes, epilogue=epilogue, sequence=sequence, few_rows=few_rows)
+        return gemm(linear, x, y, rows, nodes=nodes, epilogue=epilogue, sequence=sequence)
     shapes, epsilon = op.builder.target.shapes, deferred_epsilon(op.node.inputs[0])
     return gemv(
         linear, x, y, nodes=nodes, epilogue=epilogue, shapes=shapes, sequence=sequence, x_epsilon=epsilon

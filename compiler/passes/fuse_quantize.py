@@ -12,14 +12,14 @@ from .functions import call, int8_block
 from .fuse_attention import ROTARY_INPUTS, attention_attrs, can_be_called
 from .projection import fits_a_binding
 
-ATTENTION_BLOCK = 32  # values of a head that one workgroup of decode attention's merge writes
+ATTENTION_BLOCK = 32  # values of a head that one workgroup of attention's merge writes
 
 
 def fuse_quantize(graph: gs.Graph) -> int:
     """QuantizeActivations(f(x))  =>  f(x) that writes int8, for a norm f
 
-    For one row also for attention, and for a gated product that multiplies in integers. A norm may be read
-    as floats besides.
+    Also for attention, and for one row of a gated product that multiplies in integers. A norm may be read as
+    floats besides.
     """
     fused = 0
     for quantize in nodes(graph, "QuantizeActivations"):
@@ -60,8 +60,9 @@ def _norm_outputs(graph: gs.Graph, node: gs.Node, quantize: gs.Node) -> list[gs.
 
 
 def _gated(graph: gs.Graph, node: gs.Node, quantize: gs.Node, block: int) -> bool:
-    fits = fits_a_binding(node.inputs[1], node.inputs[5])
-    if int8_block(node.inputs[0]) != block or not fits or not _only_int8(graph, node, quantize):
+    if n_rows(node.outputs[0]) != 1 or int8_block(node.inputs[0]) != block:
+        return False
+    if not fits_a_binding(node.inputs[1], node.inputs[5]) or not _only_int8(graph, node, quantize):
         return False
     _write_int8(node, quantize, block)
     return True
@@ -84,7 +85,7 @@ def _attention(graph: gs.Graph, node: gs.Node, quantize: gs.Node, block: int) ->
 
 
 def _only_int8(graph: gs.Graph, node: gs.Node, quantize: gs.Node) -> bool:
-    return n_rows(node.outputs[0]) == 1 and sole_reader(graph, node.outputs[0]) is quantize
+    return sole_reader(graph, node.outputs[0]) is quantize
 
 
 def _write_int8(node: gs.Node, quantize: gs.Node, block: int) -> None:

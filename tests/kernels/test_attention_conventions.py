@@ -12,7 +12,8 @@ import pytest
 from attention_cases import NUMPY, lower_append, run, sequence
 from gpu import ALL_TARGETS
 from onnx import TensorProto, helper
-from webgpu_compile.compiler.lowering.attention import Attention, decode_attention, prefill_attention
+from webgpu_compile.compiler.lowering.attention import Attention, decode_attention
+from webgpu_compile.compiler.lowering.prefill_attention import prefill_attention
 from webgpu_compile.compiler.program import DType
 
 ONNX = {DType.F16: TensorProto.FLOAT16, DType.F32: TensorProto.FLOAT}
@@ -102,13 +103,20 @@ def test_same_as_onnx_runtime(attention: Attention, past: int, rows: int) -> Non
         "y": np.zeros((rows, heads * size), np.float32),
     }
     arrays |= {**caches, "sequence": sequence(past, rows)}
-    names = {"q": "q", "k_cache": "k_cache", "v_cache": "v_cache", "out": "y", "nodes": ()}
+    names = {
+        "q": "q",
+        "k_cache": "k_cache",
+        "v_cache": "v_cache",
+        "out": "y",
+        "name": "attention",
+        "nodes": (),
+    }
     if attention.head_sink:
         names["head_sink"] = "head_sink"
     target = ALL_TARGETS[0]
     arrays = run(lower_append(attention, rows), target, arrays)
     if rows == 1:
-        arrays = run(decode_attention(attention, name="attention", **names), target, arrays)  # type: ignore[arg-type]
+        arrays = run(decode_attention(attention, **names), target, arrays)  # type: ignore[arg-type]
     else:
         arrays = run(prefill_attention(attention, rows, **names), target, arrays)  # type: ignore[arg-type]
 

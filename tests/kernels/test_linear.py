@@ -18,8 +18,17 @@ from linear_cases import (
     section,
     words,
 )
+from webgpu_compile.compiler.emit.wgsl import render
 from webgpu_compile.compiler.lowering import linear as lowering
-from webgpu_compile.compiler.lowering.linear import Argmax, Gated, GemvShape, RopeAppend, Segment
+from webgpu_compile.compiler.lowering.linear import (
+    Argmax,
+    Gated,
+    GemvShape,
+    RopeAppend,
+    RowsShape,
+    Segment,
+    TileShape,
+)
 from webgpu_compile.compiler.program import DType
 from webgpu_compile.compiler.target import TARGETS, Target
 
@@ -120,12 +129,59 @@ def test_gemv_does_nothing_after_the_stop() -> None:
 @EVERY_FORM
 @pytest.mark.parametrize("rows", [2, 16, 17, 33, 70])
 def test_gemm(form: dict, rows: int, target: Target) -> None:
-    """Every size of tile, with edges in rows, columns and K."""
+    """Every shape that the compiler chooses, with edges in rows, columns and K."""
     rng = np.random.default_rng(rows)
     case = make(rng, k=160, n=67, **form)
     x, exact = activations(rng, case, rows)
     expect_close(run_gemm(case, target, x), case, exact)
-    expect_close(run_gemm(case, target, x, few_rows=True), case, exact)
+
+
+INT8_SHAPES = (
+    RowsShape(4, 32),
+    RowsShape(1, 32),
+    RowsShape(8, 16, batch=2),
+    RowsShape(8, 8, batch=8),
+    RowsShape(4, 64, batch=2),
+    TileShape(16, 64),
+    TileShape(32, 64),
+    TileShape(32, 128),
+    TileShape(64, 128),
+    TileShape(64, 256),
+    TileShape(128, 256),
+)
+
+
+@EVERY_TARGET
+@pytest.mark.parametrize("block", [16, 32, 128])
+@pytest.mark.parametrize(("k", "n"), [(64, 64), (353, 70), (2240, 128), (4128, 12)])
+def test_int8_gemm_has_one_order_of_summation(block: int, k: int, n: int, target: Target) -> None:
+    """The same bits in every shape: K in one part and in many rounds of parts, filled and not."""
+    rng = np.random.default_rng(block + k)
+    options = {"zero_points": True, "bias": True} if k % 2 else {}
+    case = make(rng, "q4", k, n, block=block, activation="int8", **options)
+    x, exact = activations(rng, case, 16)
+    results = [run_gemm(case, target, x, length=13, shape=shape)[:13] for shape in INT8_SHAPES]
+    expect_close(results[0], case, exact[:13])
+    for shape, result in zip(INT8_SHAPES, results, strict=True):
+        assert np.array_equal(result, results[0]), shape
+
+
+@pytest.mark.parametrize("shape", INT8_SHAPES[:5], ids=str)
+def test_few_rows_of_a_gated_layer(shape: RowsShape) -> None:
+    """Tiles of which the outputs, half as many as rows of W, fill a part only."""
+    case = make(np.random.default_rng(5), "q4", 96, 21, gated=True, activation="int8")
+    x, _ = activations(np.random.default_rng(6), case, 7)
+    options = {"epilogue": Gated("silu")}
+    expected = run_gemm(case, PORTABLE, x, shape=TileShape(16, 64), **options)
+    assert np.array_equal(run_gemm(case, PORTABLE, x, shape=shape, **options), expected)
+
+
+def test_few_rows_of_more_than_65535_workgroups() -> None:
+    """The grid is folded; workgroups past the last one must not write."""
+    rng = np.random.default_rng(7)
+    case = make(rng, "q4", 32, 4 * 65537, activation="int8")
+    x, exact = activations(rng, case, 2)
+    expect_close(run_gemm(case, PORTABLE, x, shape=RowsShape(1, 8, batch=2)), case, exact)
 
 
 @pytest.mark.parametrize("block", [16, 32, 64, 128, 256])
@@ -147,7 +203,6 @@ def test_gemm_blocks(block: int, activation: str, k: int) -> None:
     for rows in (3, 18):
         x, exact = activations(rng, case, rows)
         expect_close(run_gemm(case, PORTABLE, x), case, exact)
-        expect_close(run_gemm(case, PORTABLE, x, few_rows=True), case, exact)
 
 
 @pytest.mark.parametrize("fmt", ["f16", "f32"])
@@ -159,16 +214,36 @@ def test_gemm_dense_shapes(fmt: str, rows: int, k: int, n: int) -> None:
     expect_close(run_gemm(case, PORTABLE, x), case, exact)
 
 
+@pytest.mark.parametrize("rows", [16, 130])
 @pytest.mark.parametrize("activation", ["f32", "int8"])
-def test_gemm_rows_without_a_token_stay_among_themselves(activation: str) -> None:
-    """Garbage in rows from `length` on must not reach the others; whole tiles of it are not computed."""
+def test_gemm_rows_without_a_token_stay_among_themselves(activation: str, rows: int) -> None:
+    """Garbage in rows from `length` on must not reach the others, and is not computed with."""
     rng = np.random.default_rng(4)
     case = make(rng, "q4", 64, 40, activation=activation)
-    x, exact = activations(rng, case, 130)
-    x[70:] = np.uint32(0x7FC00000) if activation == "int8" else np.nan
-    got = run_gemm(case, PORTABLE, x, length=70)
-    expect_close(got[:70], case, exact[:70])
-    assert np.isnan(got[128:]).all()
+    x, exact = activations(rng, case, rows)
+    length = rows * 5 // 9
+    x[length:] = np.uint32(0x7FC00000) if activation == "int8" else np.nan
+    got = run_gemm(case, PORTABLE, x, length=length)
+    expect_close(got[:length], case, exact[:length])
+    assert np.isnan(got[length:]).all()
+
+
+@pytest.mark.parametrize("activation", ["f32", "int8"])
+def test_chunks_of_several_sizes_share_a_shader(activation: str) -> None:
+    linear = make(np.random.default_rng(9), "q4", 64, 128, activation=activation).linear
+    for sizes in ((2, 5, 16), (33, 128, 512)):
+        texts = {render(lowering.gemm(linear, "x", "y", rows, nodes=())[0], PORTABLE) for rows in sizes}
+        assert len(texts) == 1
+
+
+@pytest.mark.parametrize("rows", [4, 100])
+def test_layers_of_several_sizes_share_a_shader(rows: int) -> None:
+    rng = np.random.default_rng(10)
+    texts = set()
+    for k, n in ((2048, 64), (1088, 128), (4096, 512)):
+        linear = make(rng, "q4", k, n, activation="int8").linear
+        texts.add(render(lowering.gemm(linear, "x", "y", rows, nodes=())[0], PORTABLE))
+    assert len(texts) == 1
 
 
 def test_segments_write_their_ranges() -> None:

@@ -19,18 +19,19 @@ fn load_value(i: u32) -> vec4<f32> {
   return vec4<f32>(unpack2x16float(packed.x), unpack2x16float(packed.y));
 }
 
-@group(0) @binding(4) var<storage, read_write> y: array<vec4<f32>>;  // [rows, heads, head_size]
+@group(0) @binding(4) var<storage, read_write> softmax: array<vec2<f32>>;  // [rows, heads, lanes]: maximum, sum of the weights
+@group(0) @binding(5) var<storage, read_write> sums: array<vec4<f32>>;  // [rows, heads, lanes, head_size]
 
-const ROWS = 16u;
 const HEADS = 2u;
 const GROUP = 2u;  // query heads of a KV head
 const CAPACITY = 48u;
 const FOURS = 8u;  // vec4s in a head
-const TILE_PAIRS = 32u;
-const TILE_KEYS = 32u;
+const LANES = 2u;  // workgroups that share the keys of a pair
+const PAIRS = 64u;  // in a tile
+const KEYS = 32u;  // in a tile
 const STAGE = 8u;  // vec4s of a head staged at a time
-const STRIDE = 9u;  // one more: rows start in different memory banks
-const THREADS = 128u;
+const THREADS = 64u;
+const ALONG = 8u;  // threads with the same pairs
 
 const LOWEST = -3.0e38;  // below every score, and finite: a difference of two is no NaN
 
@@ -40,402 +41,244 @@ fn first_visible(position: u32) -> u32 {
 }
 
 // A query's score for a key, from their dot product.
-fn attention_score(dot_product: f32) -> f32 {
+fn attention_score(dot_product: vec4<f32>) -> vec4<f32> {
   return dot_product * 0.1767766922712326;
 }
 
-// What turns the sum of exp(score - maximum) · value into a softmax's mean; `total` is the sum of the weights.
-fn softmax_factor(head: u32, maximum: f32, total: f32) -> f32 {
-  return 1.0 / max(total, 1.0e-30);
+// Queries, [component][vec4 of the head][four pairs], and then their scores and weights, [key][four pairs].
+var<workgroup> tile: array<vec4<f32>, 544>;
+const Q_STRIDE = 17u;  // one more than the fours of pairs: vec4s start in different memory banks
+const COMPONENT = 136u;
+const QUADS = 16u;  // fours of pairs
+var<workgroup> k_tile: array<vec4<f32>, 288>;  // [key][vec4 of the head]
+const K_STRIDE = 9u;
+var<workgroup> factors: array<vec4<f32>, 16>;  // [four pairs]: what the sums are multiplied with
+
+// The row of a pair of this KV head, and where in [rows, heads] it is.
+fn row_of(pair: u32) -> u32 {
+  return pair / GROUP;
 }
 
-var<workgroup> q_tile: array<vec4<f32>, 288>;
-var<workgroup> k_tile: array<vec4<f32>, 288>;
-var<workgroup> weights: array<f32, 1024>;  // [key][pair]
-var<workgroup> quarters: array<f32, 128>;  // [quarter of the keys][pair]
-var<workgroup> factors: array<f32, 32>;  // [pair]: what the sums are multiplied with
+fn place_of(pair: u32, kv_head: u32) -> u32 {
+  return pair / GROUP * HEADS + kv_head * GROUP + pair % GROUP;
+}
 
-@compute @workgroup_size(128, 1, 1)
+fn query_at(pair: u32, kv_head: u32, four: u32) -> vec4<f32> {
+  if (row_of(pair) < sequence.length) {
+    return q[place_of(pair, kv_head) * FOURS + four];
+  }
+  return vec4<f32>();
+}
+
+fn stage_tiles(thread: u32, stage: u32, first_pair: u32, kv_head: u32, first_key: u32, n_keys: u32) {
+  for (var i = thread; i < QUADS * STAGE; i += THREADS) {
+    let four = i % STAGE;
+    let pair = first_pair + 4u * (i / STAGE);
+    let components = transpose(mat4x4<f32>(
+      query_at(pair, kv_head, four), query_at(pair + 1u, kv_head, four),
+      query_at(pair + 2u, kv_head, four), query_at(pair + 3u, kv_head, four)));
+    let to = i % STAGE * Q_STRIDE + i / STAGE;
+    tile[to] = components[0];
+    tile[to + COMPONENT] = components[1];
+    tile[to + 2u * COMPONENT] = components[2];
+    tile[to + 3u * COMPONENT] = components[3];
+  }
+  for (var i = thread; i < KEYS * STAGE; i += THREADS) {
+    let four = i % STAGE;
+    let key = first_key + i / STAGE;
+    var value = vec4<f32>();
+    if (key < n_keys) {
+      value = load_key((kv_head * CAPACITY + key) * FOURS + four);
+    }
+    k_tile[i / STAGE * K_STRIDE + i % STAGE] = value;
+  }
+}
+
+// Of one key, for two times four pairs.
+struct Scores {
+  low0: vec4<f32>,
+  high0: vec4<f32>,
+  low1: vec4<f32>,
+  high1: vec4<f32>,
+  low2: vec4<f32>,
+  high2: vec4<f32>,
+  low3: vec4<f32>,
+  high3: vec4<f32>,
+}
+
+fn queries_at(i: u32) -> mat4x4<f32> {
+  return mat4x4<f32>(tile[i], tile[i + COMPONENT], tile[i + 2u * COMPONENT], tile[i + 3u * COMPONENT]);
+}
+
+fn add_products(sum: vec4<f32>, queries: mat4x4<f32>, key: vec4<f32>) -> vec4<f32> {
+  let half = fma(queries[1], vec4<f32>(key.y), fma(queries[0], vec4<f32>(key.x), sum));
+  return fma(queries[3], vec4<f32>(key.w), fma(queries[2], vec4<f32>(key.z), half));
+}
+
+// The products of the `four`-th staged vec4 of the thread's pairs and keys.
+fn add_scores(s: Scores, four: u32, quad: u32, key: u32) -> Scores {
+  let low = queries_at(four * Q_STRIDE + quad);
+  let high = queries_at(four * Q_STRIDE + quad + 8u);
+  let key0 = k_tile[key * K_STRIDE + four];
+  let key1 = k_tile[(key + ALONG) * K_STRIDE + four];
+  let key2 = k_tile[(key + 2u * ALONG) * K_STRIDE + four];
+  let key3 = k_tile[(key + 3u * ALONG) * K_STRIDE + four];
+  return Scores(
+    add_products(s.low0, low, key0), add_products(s.high0, high, key0),
+    add_products(s.low1, low, key1), add_products(s.high1, high, key1),
+    add_products(s.low2, low, key2), add_products(s.high2, high, key2),
+    add_products(s.low3, low, key3), add_products(s.high3, high, key3));
+}
+
+// A pair's scores for four keys of the tile; LOWEST for a key that it does not see, whatever that is.
+fn scores_at(key: u32, pair: u32, sees: vec2<u32>) -> vec4<f32> {
+  let at = key * QUADS + pair / 4u;
+  let c = pair % 4u;
+  let scores = vec4<f32>(tile[at][c], tile[at + QUADS][c], tile[at + 2u * QUADS][c], tile[at + 3u * QUADS][c]);
+  let keys = key + vec4<u32>(0u, 1u, 2u, 3u);
+  return select(
+    vec4<f32>(LOWEST), attention_score(scores), (keys >= vec4<u32>(sees.x)) & (keys < vec4<u32>(sees.y)));
+}
+
+// Weighted sums of values: [pair][component], for two times four pairs.
+struct Sums {
+  low0: mat4x4<f32>,
+  high0: mat4x4<f32>,
+}
+
+fn scaled(sum: mat4x4<f32>, f: vec4<f32>) -> mat4x4<f32> {
+  return mat4x4<f32>(sum[0] * f.x, sum[1] * f.y, sum[2] * f.z, sum[3] * f.w);
+}
+
+fn add_weighted(sum: mat4x4<f32>, w: vec4<f32>, value: vec4<f32>) -> mat4x4<f32> {
+  return mat4x4<f32>(sum[0] + w.x * value, sum[1] + w.y * value, sum[2] + w.z * value, sum[3] + w.w * value);
+}
+
+// Key `key` of the tile; its value's vec4s begin at `at`.
+fn add_value(s: Sums, key: u32, quad: u32, at: u32) -> Sums {
+  let low = tile[key * QUADS + quad];
+  let high = tile[key * QUADS + quad + 8u];
+  let value0 = load_value(at);
+  return Sums(
+    add_weighted(s.low0, low, value0), add_weighted(s.high0, high, value0));
+}
+
+fn write_sums(pair: u32, kv_head: u32, lane: u32, four: u32, sum: mat4x4<f32>) {
+  if (row_of(pair) < sequence.length) {
+    sums[(place_of(pair, kv_head) * LANES + lane) * FOURS + four] = sum[0];
+  }
+  if (row_of(pair + 1u) < sequence.length) {
+    sums[(place_of(pair + 1u, kv_head) * LANES + lane) * FOURS + four] = sum[1];
+  }
+  if (row_of(pair + 2u) < sequence.length) {
+    sums[(place_of(pair + 2u, kv_head) * LANES + lane) * FOURS + four] = sum[2];
+  }
+  if (row_of(pair + 3u) < sequence.length) {
+    sums[(place_of(pair + 3u, kv_head) * LANES + lane) * FOURS + four] = sum[3];
+  }
+}
+
+@compute @workgroup_size(64, 1, 1)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
   let kv_head = group.x;
-  let first_pair = group.y * TILE_PAIRS;
-  let first_row = first_pair / GROUP;
-  let last_row = min(first_pair + TILE_PAIRS - 1u, ROWS * GROUP - 1u) / GROUP;
+  let first_pair = group.y * PAIRS;
+  let lane = group.z;
   let past = sequence.past_length;
-  let length = min(sequence.length, ROWS);
+  let length = sequence.length;
+  let first_row = row_of(first_pair);
+  if (first_row >= length) {
+    return;  // no token in these rows
+  }
   // Keys that some row of the tile sees.
-  let n_keys = select(0u, min(past + min(last_row + 1u, length), CAPACITY), first_row < length);
-  let first_key = first_visible(past + first_row) / TILE_KEYS * TILE_KEYS;
+  let n_keys = min(past + min(row_of(first_pair + PAIRS - 1u) + 1u, length), CAPACITY);
+  let first_tile = first_visible(past + first_row) / KEYS;
+  let lane_tile = first_tile + (lane + LANES - first_tile % LANES) % LANES;
 
-  // Scores: pairs 4 * thread_pair + 0..3, keys thread_key and thread_key + 16.
-  let thread_pair = thread % 8u;
-  let thread_key = thread / 8u;
-  // Softmax: one pair, a quarter of the keys.
-  let pair = thread % TILE_PAIRS;
-  let quarter = thread / TILE_PAIRS;
-  let row = (first_pair + pair) / GROUP;
-  let position = past + row;
-  let sees_from = first_visible(position);
-  let sees_to = select(0u, position + 1u, row < length);
+  // For scores and sums a thread has the pairs 4 * quad + 0..3 and 32 more,
+  // keys along + ALONG * j, and vec4s along + ALONG * column.
+  let quad = thread % 8u;
+  let along = thread / 8u;
+  // For the softmax one pair.
+  let pair = first_pair + thread;
+  let position = past + row_of(pair);
+  let sees = vec2<u32>(first_visible(position), select(0u, position + 1u, row_of(pair) < length));
   var maximum = LOWEST;
-  var total = 0.0;  // of this quarter
-  // Sums: pairs 4 * (thread / 16) + 0..3, vec4s thread % 16 + 16 * column.
-  let sum_pair = thread / 16u;
-  let sum_four = thread % 16u;
-  var sum_0_0 = vec4<f32>();
-  var sum_1_0 = vec4<f32>();
-  var sum_2_0 = vec4<f32>();
-  var sum_3_0 = vec4<f32>();
+  var total = 0.0;
+  var s = Sums();
 
-  for (var tile = first_key; tile < n_keys; tile += TILE_KEYS) {
-    var scores_0 = vec4<f32>();
-    var scores_1 = vec4<f32>();
-    for (var stage = 0u; stage < FOURS; stage += STAGE) {
-      workgroupBarrier();
-      for (var i = thread; i < TILE_PAIRS * STAGE; i += THREADS) {
-        let staged = first_pair + i / STAGE;
-        let four = stage + i % STAGE;
-        var value = vec4<f32>();
-        if (four < FOURS && staged < ROWS * GROUP) {
-          value = q[((staged / GROUP) * HEADS + kv_head * GROUP + staged % GROUP) * FOURS + four];
-        }
-        q_tile[i / STAGE * STRIDE + i % STAGE] = value;
-      }
-      for (var i = thread; i < TILE_KEYS * STAGE; i += THREADS) {
-        let key = tile + i / STAGE;
-        let four = stage + i % STAGE;
-        var value = vec4<f32>();
-        if (four < FOURS && key < n_keys) {
-          value = load_key((kv_head * CAPACITY + key) * FOURS + four);
-        }
-        k_tile[i / STAGE * STRIDE + i % STAGE] = value;
-      }
-      workgroupBarrier();
-      {
-        let k_0 = k_tile[thread_key * STRIDE + 0u];
-        let k_1 = k_tile[(thread_key + 16u) * STRIDE + 0u];
-        let q_0 = q_tile[(4u * thread_pair + 0u) * STRIDE + 0u];
-        let q_1 = q_tile[(4u * thread_pair + 1u) * STRIDE + 0u];
-        let q_2 = q_tile[(4u * thread_pair + 2u) * STRIDE + 0u];
-        let q_3 = q_tile[(4u * thread_pair + 3u) * STRIDE + 0u];
-        scores_0 += vec4<f32>(dot(q_0, k_0), dot(q_1, k_0), dot(q_2, k_0), dot(q_3, k_0));
-        scores_1 += vec4<f32>(dot(q_0, k_1), dot(q_1, k_1), dot(q_2, k_1), dot(q_3, k_1));
-      }
-      {
-        let k_0 = k_tile[thread_key * STRIDE + 1u];
-        let k_1 = k_tile[(thread_key + 16u) * STRIDE + 1u];
-        let q_0 = q_tile[(4u * thread_pair + 0u) * STRIDE + 1u];
-        let q_1 = q_tile[(4u * thread_pair + 1u) * STRIDE + 1u];
-        let q_2 = q_tile[(4u * thread_pair + 2u) * STRIDE + 1u];
-        let q_3 = q_tile[(4u * thread_pair + 3u) * STRIDE + 1u];
-        scores_0 += vec4<f32>(dot(q_0, k_0), dot(q_1, k_0), dot(q_2, k_0), dot(q_3, k_0));
-        scores_1 += vec4<f32>(dot(q_0, k_1), dot(q_1, k_1), dot(q_2, k_1), dot(q_3, k_1));
-      }
-      {
-        let k_0 = k_tile[thread_key * STRIDE + 2u];
-        let k_1 = k_tile[(thread_key + 16u) * STRIDE + 2u];
-        let q_0 = q_tile[(4u * thread_pair + 0u) * STRIDE + 2u];
-        let q_1 = q_tile[(4u * thread_pair + 1u) * STRIDE + 2u];
-        let q_2 = q_tile[(4u * thread_pair + 2u) * STRIDE + 2u];
-        let q_3 = q_tile[(4u * thread_pair + 3u) * STRIDE + 2u];
-        scores_0 += vec4<f32>(dot(q_0, k_0), dot(q_1, k_0), dot(q_2, k_0), dot(q_3, k_0));
-        scores_1 += vec4<f32>(dot(q_0, k_1), dot(q_1, k_1), dot(q_2, k_1), dot(q_3, k_1));
-      }
-      {
-        let k_0 = k_tile[thread_key * STRIDE + 3u];
-        let k_1 = k_tile[(thread_key + 16u) * STRIDE + 3u];
-        let q_0 = q_tile[(4u * thread_pair + 0u) * STRIDE + 3u];
-        let q_1 = q_tile[(4u * thread_pair + 1u) * STRIDE + 3u];
-        let q_2 = q_tile[(4u * thread_pair + 2u) * STRIDE + 3u];
-        let q_3 = q_tile[(4u * thread_pair + 3u) * STRIDE + 3u];
-        scores_0 += vec4<f32>(dot(q_0, k_0), dot(q_1, k_0), dot(q_2, k_0), dot(q_3, k_0));
-        scores_1 += vec4<f32>(dot(q_0, k_1), dot(q_1, k_1), dot(q_2, k_1), dot(q_3, k_1));
-      }
-      {
-        let k_0 = k_tile[thread_key * STRIDE + 4u];
-        let k_1 = k_tile[(thread_key + 16u) * STRIDE + 4u];
-        let q_0 = q_tile[(4u * thread_pair + 0u) * STRIDE + 4u];
-        let q_1 = q_tile[(4u * thread_pair + 1u) * STRIDE + 4u];
-        let q_2 = q_tile[(4u * thread_pair + 2u) * STRIDE + 4u];
-        let q_3 = q_tile[(4u * thread_pair + 3u) * STRIDE + 4u];
-        scores_0 += vec4<f32>(dot(q_0, k_0), dot(q_1, k_0), dot(q_2, k_0), dot(q_3, k_0));
-        scores_1 += vec4<f32>(dot(q_0, k_1), dot(q_1, k_1), dot(q_2, k_1), dot(q_3, k_1));
-      }
-      {
-        let k_0 = k_tile[thread_key * STRIDE + 5u];
-        let k_1 = k_tile[(thread_key + 16u) * STRIDE + 5u];
-        let q_0 = q_tile[(4u * thread_pair + 0u) * STRIDE + 5u];
-        let q_1 = q_tile[(4u * thread_pair + 1u) * STRIDE + 5u];
-        let q_2 = q_tile[(4u * thread_pair + 2u) * STRIDE + 5u];
-        let q_3 = q_tile[(4u * thread_pair + 3u) * STRIDE + 5u];
-        scores_0 += vec4<f32>(dot(q_0, k_0), dot(q_1, k_0), dot(q_2, k_0), dot(q_3, k_0));
-        scores_1 += vec4<f32>(dot(q_0, k_1), dot(q_1, k_1), dot(q_2, k_1), dot(q_3, k_1));
-      }
-      {
-        let k_0 = k_tile[thread_key * STRIDE + 6u];
-        let k_1 = k_tile[(thread_key + 16u) * STRIDE + 6u];
-        let q_0 = q_tile[(4u * thread_pair + 0u) * STRIDE + 6u];
-        let q_1 = q_tile[(4u * thread_pair + 1u) * STRIDE + 6u];
-        let q_2 = q_tile[(4u * thread_pair + 2u) * STRIDE + 6u];
-        let q_3 = q_tile[(4u * thread_pair + 3u) * STRIDE + 6u];
-        scores_0 += vec4<f32>(dot(q_0, k_0), dot(q_1, k_0), dot(q_2, k_0), dot(q_3, k_0));
-        scores_1 += vec4<f32>(dot(q_0, k_1), dot(q_1, k_1), dot(q_2, k_1), dot(q_3, k_1));
-      }
-      {
-        let k_0 = k_tile[thread_key * STRIDE + 7u];
-        let k_1 = k_tile[(thread_key + 16u) * STRIDE + 7u];
-        let q_0 = q_tile[(4u * thread_pair + 0u) * STRIDE + 7u];
-        let q_1 = q_tile[(4u * thread_pair + 1u) * STRIDE + 7u];
-        let q_2 = q_tile[(4u * thread_pair + 2u) * STRIDE + 7u];
-        let q_3 = q_tile[(4u * thread_pair + 3u) * STRIDE + 7u];
-        scores_0 += vec4<f32>(dot(q_0, k_0), dot(q_1, k_0), dot(q_2, k_0), dot(q_3, k_0));
-        scores_1 += vec4<f32>(dot(q_0, k_1), dot(q_1, k_1), dot(q_2, k_1), dot(q_3, k_1));
-      }
-    }
-    let to = thread_key * TILE_PAIRS + 4u * thread_pair;
-    weights[to + 0u] = attention_score(scores_0[0]);
-    weights[to + 16u * TILE_PAIRS + 0u] = attention_score(scores_1[0]);
-    weights[to + 1u] = attention_score(scores_0[1]);
-    weights[to + 16u * TILE_PAIRS + 1u] = attention_score(scores_1[1]);
-    weights[to + 2u] = attention_score(scores_0[2]);
-    weights[to + 16u * TILE_PAIRS + 2u] = attention_score(scores_1[2]);
-    weights[to + 3u] = attention_score(scores_0[3]);
-    weights[to + 16u * TILE_PAIRS + 3u] = attention_score(scores_1[3]);
+  for (var tile_index = lane_tile; tile_index * KEYS < n_keys; tile_index += LANES) {
+    let first_key = tile_index * KEYS;
+    var scores = Scores();
+    workgroupBarrier();
+    stage_tiles(thread, 0u, first_pair, kv_head, first_key, n_keys);
+    workgroupBarrier();
+    scores = add_scores(scores, 0u, quad, along);
+    scores = add_scores(scores, 1u, quad, along);
+    scores = add_scores(scores, 2u, quad, along);
+    scores = add_scores(scores, 3u, quad, along);
+    scores = add_scores(scores, 4u, quad, along);
+    scores = add_scores(scores, 5u, quad, along);
+    scores = add_scores(scores, 6u, quad, along);
+    scores = add_scores(scores, 7u, quad, along);
+    workgroupBarrier();
+    tile[along * QUADS + quad] = scores.low0;
+    tile[along * QUADS + quad + 8u] = scores.high0;
+    tile[(along + ALONG) * QUADS + quad] = scores.low1;
+    tile[(along + ALONG) * QUADS + quad + 8u] = scores.high1;
+    tile[(along + 2u * ALONG) * QUADS + quad] = scores.low2;
+    tile[(along + 2u * ALONG) * QUADS + quad + 8u] = scores.high2;
+    tile[(along + 3u * ALONG) * QUADS + quad] = scores.low3;
+    tile[(along + 3u * ALONG) * QUADS + quad + 8u] = scores.high3;
     workgroupBarrier();
 
-    // Of the quarter's keys, those that the pair sees.
-    let key = tile + quarter * 8u;
-    var quarter_maximum = LOWEST;
-    let score_0 = weights[(quarter * 8u + 0u) * TILE_PAIRS + pair];
-    let sees_0 = key + 0u >= sees_from && key + 0u < sees_to;
-    quarter_maximum = max(quarter_maximum, select(LOWEST, score_0, sees_0));
-    let score_1 = weights[(quarter * 8u + 1u) * TILE_PAIRS + pair];
-    let sees_1 = key + 1u >= sees_from && key + 1u < sees_to;
-    quarter_maximum = max(quarter_maximum, select(LOWEST, score_1, sees_1));
-    let score_2 = weights[(quarter * 8u + 2u) * TILE_PAIRS + pair];
-    let sees_2 = key + 2u >= sees_from && key + 2u < sees_to;
-    quarter_maximum = max(quarter_maximum, select(LOWEST, score_2, sees_2));
-    let score_3 = weights[(quarter * 8u + 3u) * TILE_PAIRS + pair];
-    let sees_3 = key + 3u >= sees_from && key + 3u < sees_to;
-    quarter_maximum = max(quarter_maximum, select(LOWEST, score_3, sees_3));
-    let score_4 = weights[(quarter * 8u + 4u) * TILE_PAIRS + pair];
-    let sees_4 = key + 4u >= sees_from && key + 4u < sees_to;
-    quarter_maximum = max(quarter_maximum, select(LOWEST, score_4, sees_4));
-    let score_5 = weights[(quarter * 8u + 5u) * TILE_PAIRS + pair];
-    let sees_5 = key + 5u >= sees_from && key + 5u < sees_to;
-    quarter_maximum = max(quarter_maximum, select(LOWEST, score_5, sees_5));
-    let score_6 = weights[(quarter * 8u + 6u) * TILE_PAIRS + pair];
-    let sees_6 = key + 6u >= sees_from && key + 6u < sees_to;
-    quarter_maximum = max(quarter_maximum, select(LOWEST, score_6, sees_6));
-    let score_7 = weights[(quarter * 8u + 7u) * TILE_PAIRS + pair];
-    let sees_7 = key + 7u >= sees_from && key + 7u < sees_to;
-    quarter_maximum = max(quarter_maximum, select(LOWEST, score_7, sees_7));
-    quarters[thread] = quarter_maximum;
-    workgroupBarrier();
-    let top = max(
-      maximum,
-      max(
-        max(quarters[pair], quarters[TILE_PAIRS + pair]),
-        max(quarters[2u * TILE_PAIRS + pair], quarters[3u * TILE_PAIRS + pair])));
-    let shrink = exp(maximum - top);
-    maximum = top;
-    total *= shrink;
-    // The score of a key that is not seen may be anything, so it is replaced, not multiplied away.
-    let weight_0 = select(0.0, exp(score_0 - top), sees_0);
-    weights[(quarter * 8u + 0u) * TILE_PAIRS + pair] = weight_0;
-    total += weight_0;
-    let weight_1 = select(0.0, exp(score_1 - top), sees_1);
-    weights[(quarter * 8u + 1u) * TILE_PAIRS + pair] = weight_1;
-    total += weight_1;
-    let weight_2 = select(0.0, exp(score_2 - top), sees_2);
-    weights[(quarter * 8u + 2u) * TILE_PAIRS + pair] = weight_2;
-    total += weight_2;
-    let weight_3 = select(0.0, exp(score_3 - top), sees_3);
-    weights[(quarter * 8u + 3u) * TILE_PAIRS + pair] = weight_3;
-    total += weight_3;
-    let weight_4 = select(0.0, exp(score_4 - top), sees_4);
-    weights[(quarter * 8u + 4u) * TILE_PAIRS + pair] = weight_4;
-    total += weight_4;
-    let weight_5 = select(0.0, exp(score_5 - top), sees_5);
-    weights[(quarter * 8u + 5u) * TILE_PAIRS + pair] = weight_5;
-    total += weight_5;
-    let weight_6 = select(0.0, exp(score_6 - top), sees_6);
-    weights[(quarter * 8u + 6u) * TILE_PAIRS + pair] = weight_6;
-    total += weight_6;
-    let weight_7 = select(0.0, exp(score_7 - top), sees_7);
-    weights[(quarter * 8u + 7u) * TILE_PAIRS + pair] = weight_7;
-    total += weight_7;
-    if (quarter == 0u) {
-      factors[pair] = shrink;
+    if (thread < PAIRS) {
+      let seen = max(sees, vec2<u32>(first_key)) - first_key;  // keys of the tile
+      var tops = vec4<f32>(maximum);
+      for (var key = 0u; key < KEYS; key += 4u) {
+        tops = max(tops, scores_at(key, thread, seen));
+      }
+      let top = max(max(tops.x, tops.y), max(tops.z, tops.w));
+      let shrink = exp(maximum - top);
+      maximum = top;
+      total *= shrink;
+      factors[thread / 4u][thread % 4u] = shrink;
+      for (var key = 0u; key < KEYS; key += 4u) {
+        let score = scores_at(key, thread, seen);
+        let weight = select(vec4<f32>(), exp(score - top), score > vec4<f32>(LOWEST));
+        let at = key * QUADS + thread / 4u;
+        tile[at][thread % 4u] = weight.x;
+        tile[at + QUADS][thread % 4u] = weight.y;
+        tile[at + 2u * QUADS][thread % 4u] = weight.z;
+        tile[at + 3u * QUADS][thread % 4u] = weight.w;
+        total += dot(weight, vec4<f32>(1.0));
+      }
     }
     workgroupBarrier();
 
-    let shrink_0 = factors[4u * sum_pair + 0u];
-    sum_0_0 *= shrink_0;
-    let shrink_1 = factors[4u * sum_pair + 1u];
-    sum_1_0 *= shrink_1;
-    let shrink_2 = factors[4u * sum_pair + 2u];
-    sum_2_0 *= shrink_2;
-    let shrink_3 = factors[4u * sum_pair + 3u];
-    sum_3_0 *= shrink_3;
+    let low = factors[quad];
+    let high = factors[quad + 8u];
+    s.low0 = scaled(s.low0, low);
+    s.high0 = scaled(s.high0, high);
     // Keys behind the last one have weight 0, and are read as the last one.
-    for (var first = 0u; first < TILE_KEYS; first += 8u) {
-      {
-        let of_key = (first + 0u) * TILE_PAIRS + 4u * sum_pair;
-        let at = (kv_head * CAPACITY + min(tile + first + 0u, n_keys - 1u)) * FOURS + sum_four;
-        let weight_0 = weights[of_key + 0u];
-        let weight_1 = weights[of_key + 1u];
-        let weight_2 = weights[of_key + 2u];
-        let weight_3 = weights[of_key + 3u];
-        let value_0 = load_value(min(at + 0u, 383u));
-        sum_0_0 += weight_0 * value_0;
-        sum_1_0 += weight_1 * value_0;
-        sum_2_0 += weight_2 * value_0;
-        sum_3_0 += weight_3 * value_0;
-      }
-      {
-        let of_key = (first + 1u) * TILE_PAIRS + 4u * sum_pair;
-        let at = (kv_head * CAPACITY + min(tile + first + 1u, n_keys - 1u)) * FOURS + sum_four;
-        let weight_0 = weights[of_key + 0u];
-        let weight_1 = weights[of_key + 1u];
-        let weight_2 = weights[of_key + 2u];
-        let weight_3 = weights[of_key + 3u];
-        let value_0 = load_value(min(at + 0u, 383u));
-        sum_0_0 += weight_0 * value_0;
-        sum_1_0 += weight_1 * value_0;
-        sum_2_0 += weight_2 * value_0;
-        sum_3_0 += weight_3 * value_0;
-      }
-      {
-        let of_key = (first + 2u) * TILE_PAIRS + 4u * sum_pair;
-        let at = (kv_head * CAPACITY + min(tile + first + 2u, n_keys - 1u)) * FOURS + sum_four;
-        let weight_0 = weights[of_key + 0u];
-        let weight_1 = weights[of_key + 1u];
-        let weight_2 = weights[of_key + 2u];
-        let weight_3 = weights[of_key + 3u];
-        let value_0 = load_value(min(at + 0u, 383u));
-        sum_0_0 += weight_0 * value_0;
-        sum_1_0 += weight_1 * value_0;
-        sum_2_0 += weight_2 * value_0;
-        sum_3_0 += weight_3 * value_0;
-      }
-      {
-        let of_key = (first + 3u) * TILE_PAIRS + 4u * sum_pair;
-        let at = (kv_head * CAPACITY + min(tile + first + 3u, n_keys - 1u)) * FOURS + sum_four;
-        let weight_0 = weights[of_key + 0u];
-        let weight_1 = weights[of_key + 1u];
-        let weight_2 = weights[of_key + 2u];
-        let weight_3 = weights[of_key + 3u];
-        let value_0 = load_value(min(at + 0u, 383u));
-        sum_0_0 += weight_0 * value_0;
-        sum_1_0 += weight_1 * value_0;
-        sum_2_0 += weight_2 * value_0;
-        sum_3_0 += weight_3 * value_0;
-      }
-      {
-        let of_key = (first + 4u) * TILE_PAIRS + 4u * sum_pair;
-        let at = (kv_head * CAPACITY + min(tile + first + 4u, n_keys - 1u)) * FOURS + sum_four;
-        let weight_0 = weights[of_key + 0u];
-        let weight_1 = weights[of_key + 1u];
-        let weight_2 = weights[of_key + 2u];
-        let weight_3 = weights[of_key + 3u];
-        let value_0 = load_value(min(at + 0u, 383u));
-        sum_0_0 += weight_0 * value_0;
-        sum_1_0 += weight_1 * value_0;
-        sum_2_0 += weight_2 * value_0;
-        sum_3_0 += weight_3 * value_0;
-      }
-      {
-        let of_key = (first + 5u) * TILE_PAIRS + 4u * sum_pair;
-        let at = (kv_head * CAPACITY + min(tile + first + 5u, n_keys - 1u)) * FOURS + sum_four;
-        let weight_0 = weights[of_key + 0u];
-        let weight_1 = weights[of_key + 1u];
-        let weight_2 = weights[of_key + 2u];
-        let weight_3 = weights[of_key + 3u];
-        let value_0 = load_value(min(at + 0u, 383u));
-        sum_0_0 += weight_0 * value_0;
-        sum_1_0 += weight_1 * value_0;
-        sum_2_0 += weight_2 * value_0;
-        sum_3_0 += weight_3 * value_0;
-      }
-      {
-        let of_key = (first + 6u) * TILE_PAIRS + 4u * sum_pair;
-        let at = (kv_head * CAPACITY + min(tile + first + 6u, n_keys - 1u)) * FOURS + sum_four;
-        let weight_0 = weights[of_key + 0u];
-        let weight_1 = weights[of_key + 1u];
-        let weight_2 = weights[of_key + 2u];
-        let weight_3 = weights[of_key + 3u];
-        let value_0 = load_value(min(at + 0u, 383u));
-        sum_0_0 += weight_0 * value_0;
-        sum_1_0 += weight_1 * value_0;
-        sum_2_0 += weight_2 * value_0;
-        sum_3_0 += weight_3 * value_0;
-      }
-      {
-        let of_key = (first + 7u) * TILE_PAIRS + 4u * sum_pair;
-        let at = (kv_head * CAPACITY + min(tile + first + 7u, n_keys - 1u)) * FOURS + sum_four;
-        let weight_0 = weights[of_key + 0u];
-        let weight_1 = weights[of_key + 1u];
-        let weight_2 = weights[of_key + 2u];
-        let weight_3 = weights[of_key + 3u];
-        let value_0 = load_value(min(at + 0u, 383u));
-        sum_0_0 += weight_0 * value_0;
-        sum_1_0 += weight_1 * value_0;
-        sum_2_0 += weight_2 * value_0;
-        sum_3_0 += weight_3 * value_0;
-      }
+    for (var key = 0u; key < KEYS; key += 8u) {
+      let last = n_keys - 1u - first_key;
+      let first_value = (kv_head * CAPACITY + first_key) * FOURS + along;
+      s = add_value(s, key, quad, first_value + min(key, last) * FOURS);
+      s = add_value(s, key + 1u, quad, first_value + min(key + 1u, last) * FOURS);
+      s = add_value(s, key + 2u, quad, first_value + min(key + 2u, last) * FOURS);
+      s = add_value(s, key + 3u, quad, first_value + min(key + 3u, last) * FOURS);
+      s = add_value(s, key + 4u, quad, first_value + min(key + 4u, last) * FOURS);
+      s = add_value(s, key + 5u, quad, first_value + min(key + 5u, last) * FOURS);
+      s = add_value(s, key + 6u, quad, first_value + min(key + 6u, last) * FOURS);
+      s = add_value(s, key + 7u, quad, first_value + min(key + 7u, last) * FOURS);
     }
   }
 
-  // The totals of a pair's quarters are merged, then the sums are divided by the whole.
-  workgroupBarrier();
-  quarters[thread] = total;
-  workgroupBarrier();
-  if (quarter == 0u) {
-    let whole = quarters[pair] + quarters[TILE_PAIRS + pair]
-      + quarters[2u * TILE_PAIRS + pair] + quarters[3u * TILE_PAIRS + pair];
-    let head = kv_head * GROUP + (first_pair + pair) % GROUP;
-    factors[pair] = softmax_factor(head, maximum, whole);
+  if (thread < PAIRS && row_of(pair) < length) {
+    softmax[place_of(pair, kv_head) * LANES + lane] = vec2<f32>(maximum, total);
   }
-  workgroupBarrier();
-  {
-    let out_pair = first_pair + 4u * sum_pair + 0u;
-    let factor = factors[4u * sum_pair + 0u];
-    let at = (out_pair / GROUP * HEADS + kv_head * GROUP + out_pair % GROUP) * FOURS + sum_four;
-    if (out_pair < ROWS * GROUP) {
-      if (sum_four + 0u < FOURS) {
-        y[at + 0u] = sum_0_0 * factor;
-      }
-    }
-  }
-  {
-    let out_pair = first_pair + 4u * sum_pair + 1u;
-    let factor = factors[4u * sum_pair + 1u];
-    let at = (out_pair / GROUP * HEADS + kv_head * GROUP + out_pair % GROUP) * FOURS + sum_four;
-    if (out_pair < ROWS * GROUP) {
-      if (sum_four + 0u < FOURS) {
-        y[at + 0u] = sum_1_0 * factor;
-      }
-    }
-  }
-  {
-    let out_pair = first_pair + 4u * sum_pair + 2u;
-    let factor = factors[4u * sum_pair + 2u];
-    let at = (out_pair / GROUP * HEADS + kv_head * GROUP + out_pair % GROUP) * FOURS + sum_four;
-    if (out_pair < ROWS * GROUP) {
-      if (sum_four + 0u < FOURS) {
-        y[at + 0u] = sum_2_0 * factor;
-      }
-    }
-  }
-  {
-    let out_pair = first_pair + 4u * sum_pair + 3u;
-    let factor = factors[4u * sum_pair + 3u];
-    let at = (out_pair / GROUP * HEADS + kv_head * GROUP + out_pair % GROUP) * FOURS + sum_four;
-    if (out_pair < ROWS * GROUP) {
-      if (sum_four + 0u < FOURS) {
-        y[at + 0u] = sum_3_0 * factor;
-      }
-    }
+  if (lane_tile * KEYS < n_keys) {
+    write_sums(first_pair + 4u * quad, kv_head, lane, along, s.low0);
+    write_sums(first_pair + 4u * quad + 32u, kv_head, lane, along, s.high0);
   }
 }

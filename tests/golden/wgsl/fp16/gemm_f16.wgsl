@@ -57,13 +57,11 @@ fn weight_k(part: u32, i: u32) -> u32 {
 fn store(row: u32, column: u32, total: vec4<f32>) {
   let w_rows = weight_rows(column / 4u);
   let v = total + vec4<f32>(bias(w_rows.x), bias(w_rows.y), bias(w_rows.z), bias(w_rows.w));
-  if (row < 16u && column < N) {
-    let at = row * 128u + column;
-    y[at] = v.x;
-    y[at + 1u] = v.y;
-    y[at + 2u] = v.z;
-    y[at + 3u] = v.w;
-  }
+  let at = row * 128u + column;
+  y[at] = v.x;
+  y[at + 1u] = v.y;
+  y[at + 2u] = v.z;
+  y[at + 3u] = v.w;
 }
 
 @compute @workgroup_size(64, 1, 1)
@@ -82,7 +80,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     for (var item = thread; item < X_QUADS * 8u; item += THREADS) {
       let quad = item / 8u;
       let part = item % 8u;
-      let rows = min(first_row + 4u * quad + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(15u));
+      let rows = min(first_row + 4u * quad + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(sequence.length - 1u));
       let a = activation(rows.x, 8u * step + part);
       let b = activation(rows.y, 8u * step + part);
       let c = activation(rows.z, 8u * step + part);
@@ -119,8 +117,16 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
   }
   let row = first_row + 4u * x_quad;
   let column = 4u * (group.x * W_QUADS + w_quad);
-  store(row + 0u, column, sum0);
-  store(row + 1u, column, sum1);
-  store(row + 2u, column, sum2);
-  store(row + 3u, column, sum3);
+  if (row + 0u < sequence.length) {
+    store(row + 0u, column, sum0);
+  }
+  if (row + 1u < sequence.length) {
+    store(row + 1u, column, sum1);
+  }
+  if (row + 2u < sequence.length) {
+    store(row + 2u, column, sum2);
+  }
+  if (row + 3u < sequence.length) {
+    store(row + 3u, column, sum3);
+  }
 }

@@ -20,7 +20,7 @@ const N = 96u;  // outputs
 
 // The rows of W behind the `quad`-th four columns; the last ones repeat instead of running past the end.
 fn weight_rows(quad: u32) -> vec4<u32> {
-  let outputs = min(vec2<u32>(2u * quad, 2u * quad + 1u), vec2<u32>(N - 1u));
+  let outputs = min(2u * quad + vec2<u32>(0u, 1u), vec2<u32>(N - 1u));
   return vec4<u32>(outputs, outputs + vec2<u32>(N));  // two of the gate, two of the up projection
 }
 
@@ -58,15 +58,10 @@ fn gate(v: f32) -> f32 {
 
 // Two gates, then the two of the up projection.
 fn store(row: u32, column: u32, total: vec4<f32>) {
-  let v = total;
   let first = column / 2u;
-  if (row < 16u && first < N) {
-    let at = row * 96u + first;
-    y[at] = gate(v.x) * v.z;
-    if (first + 1u < N) {
-      y[at + 1u] = gate(v.y) * v.w;
-    }
-  }
+  let at = row * 96u + first;
+  y[at] = gate(total.x) * total.z;
+  y[at + 1u] = gate(total.y) * total.w;
 }
 
 @compute @workgroup_size(64, 1, 1)
@@ -85,7 +80,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     for (var item = thread; item < X_QUADS * 8u; item += THREADS) {
       let quad = item / 8u;
       let part = item % 8u;
-      let rows = min(first_row + 4u * quad + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(15u));
+      let rows = min(first_row + 4u * quad + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(sequence.length - 1u));
       let a = activation(rows.x, 8u * step + part);
       let b = activation(rows.y, 8u * step + part);
       let c = activation(rows.z, 8u * step + part);
@@ -122,8 +117,16 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
   }
   let row = first_row + 4u * x_quad;
   let column = 4u * (group.x * W_QUADS + w_quad);
-  store(row + 0u, column, sum0);
-  store(row + 1u, column, sum1);
-  store(row + 2u, column, sum2);
-  store(row + 3u, column, sum3);
+  if (row + 0u < sequence.length) {
+    store(row + 0u, column, sum0);
+  }
+  if (row + 1u < sequence.length) {
+    store(row + 1u, column, sum1);
+  }
+  if (row + 2u < sequence.length) {
+    store(row + 2u, column, sum2);
+  }
+  if (row + 3u < sequence.length) {
+    store(row + 3u, column, sum3);
+  }
 }

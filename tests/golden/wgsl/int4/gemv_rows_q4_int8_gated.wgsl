@@ -14,16 +14,12 @@ struct Sequence {
 // Rows of int8 values, four to a word, even and odd ones of every eight apart; then f32 scales.
 @group(0) @binding(1) var<storage, read> x: array<vec4<u32>>;
 
-const X_STRIDE = 5u;  // vectors per row
-const X_SCALES = 4u;  // where a row's scales begin
-
 fn x_scale(row: u32, chunk: u32) -> f32 {
   return bitcast<f32>(x[row * X_STRIDE + X_SCALES + (chunk >> 2u)][chunk & 3u]);
 }
 
 @group(0) @binding(3) var<storage, read> params: array<f16>;
 
-const BLOCKS = 2u;  // of 32 weights, per row
 const CHUNKS_PER_BLOCK = 1u;
 
 // The scale of a block.
@@ -32,477 +28,169 @@ fn scale(row: u32, block: u32) -> f32 {
   return f32(params[i]);
 }
 
-fn zero_point(row: u32, block: u32) -> i32 {
-  return 8;  // symmetric
+// How large the layer is follows from the grid and from the size of the weights: layers of all sizes share this text.
+var<private> N: u32;  // outputs
+var<private> CHUNKS: u32;  // of 32 values along K, with one scale of x
+var<private> BLOCKS: u32;  // of 32 weights, per row
+var<private> X_SCALES: u32;  // where a row's scales begin
+var<private> X_STRIDE: u32;  // vectors per row
+
+fn set_shape(n_tiles: u32, n_chunks: u32) {
+  N = n_tiles * 16u;
+  CHUNKS = n_chunks;
+  BLOCKS = n_chunks;
+  X_SCALES = n_chunks * 2u;
+  X_STRIDE = X_SCALES + (n_chunks + 3u) / 4u;
 }
 
-// The zero point z of a block as four bytes 0x80 - z, which is what `centered` adds.
-fn zero_bytes(row: u32, block: u32) -> u32 {
-  return (0x80u - u32(zero_point(row, block))) * 0x01010101u;
+// The rows of W behind the `quad`-th four columns.
+fn weight_rows(quad: u32) -> vec4<u32> {
+  let outputs = 2u * quad + vec2<u32>(0u, 1u);
+  return vec4<u32>(outputs, outputs + vec2<u32>(N));  // two of the gate, two of the up projection
 }
 
-// Four nibbles, spread into the low halves of four bytes, to four signed bytes q - z. No byte carries.
-fn centered(nibbles: u32, zeros: u32) -> u32 {
-  return ((nibbles & 0x0f0f0f0fu) + zeros) ^ 0x80808080u;
+// Sums of int8 products begin at the bits of 1.5 * 2^23: an f32 of that size has steps of 1, so the sum's bits
+// are that number plus the sum. A subtraction gives its value, where a conversion takes eight times as long.
+const SUM_START = 0x4b400000;
+const SUM_OFFSET = 12582912.0;
+
+// Four nibbles of each row, in the low halves of bytes, to signed bytes q - z. No byte carries.
+fn centered_rows(nibbles: vec4<u32>, zeros: vec4<u32>) -> vec4<u32> {
+  return ((nibbles & vec4<u32>(0x0f0f0f0fu)) + zeros) ^ vec4<u32>(0x80808080u);
 }
 
-// A workgroup takes 16 rows of W: 32 threads walk together along K of 4 rows, with all rows of x.
-const LANES = 32u;
-const PARTS = 8u;  // threads that add up a row's 32 sums
-const TILE_ROWS = 16u;
-const TILE_OUTPUTS = 8u;
-const N = 96u;  // outputs
-const ROW_CHUNKS = 2u;  // of 32 weights: what a thread takes at a time
-const CHUNKS = 2u;
+const ZEROS = vec4<u32>(0x78787878u);  // the zero point 8 as four bytes 0x80 - 8, for each row
+
+fn scales_of(rows: vec4<u32>, block: u32) -> vec4<f32> {
+  return vec4<f32>(scale(rows.x, block), scale(rows.y, block), scale(rows.z, block), scale(rows.w, block));
+}
+
+// Four int8 of a row of x times the same four of each row of W.
+fn dots(x: u32, w: vec4<u32>) -> vec4<i32> {
+  return vec4<i32>(dot4I8Packed(x, w.x), dot4I8Packed(x, w.y), dot4I8Packed(x, w.z), dot4I8Packed(x, w.w));
+}
+
+// A thread holds four rows of W, of one part of K (2 chunks), and multiplies all rows of x with them. A
+// workgroup takes 32 rows of W and 16 parts at a time. A part's sum, and then the sum over the parts, is
+// taken in the order of K, as in the GEMM: both give the same bits.
+const QUADS = 8u;  // fours of rows of W
+const PARTS = 16u;
+const BATCH = 4u;  // rows of x between two barriers
+const STRIDE = 136u;  // of a row's sums: rows start in different memory banks
 
 @group(0) @binding(2) var<storage, read> weights: array<vec4<u32>>;
 
-// A chunk of a row of W as int8, in the order of x's words.
+var<workgroup> sums: array<vec4<f32>, 544>;  // [row of x][part][four rows of W]
+var<workgroup> totals: array<vec4<f32>, 128>;  // [row of x][four rows of W]
+
+// A chunk of four rows of W as int8, in the order of the words of x.
 struct Chunk {
+  index: u32,
   words0: vec4<u32>,
   words1: vec4<u32>,
-  scale: f32,
+  words2: vec4<u32>,
+  words3: vec4<u32>,
+  words4: vec4<u32>,
+  words5: vec4<u32>,
+  words6: vec4<u32>,
+  words7: vec4<u32>,
+  scales: vec4<f32>,
 }
 
-fn weight_chunk(row: u32, chunk: u32) -> Chunk {
-  let words = weights[row * ROW_CHUNKS + chunk];
-  let block = chunk / CHUNKS_PER_BLOCK;
-  let zeros = zero_bytes(row, block);
+fn load_chunk(rows: vec4<u32>, i: u32) -> Chunk {
+  let index = min(i, CHUNKS - 1u);
+  let block = index / CHUNKS_PER_BLOCK;
+  let four = vec4<u32>(4u);
+  let a = weights[rows.x * CHUNKS + index];
+  let b = weights[rows.y * CHUNKS + index];
+  let c = weights[rows.z * CHUNKS + index];
+  let d = weights[rows.w * CHUNKS + index];
+  let words_x = vec4<u32>(a.x, b.x, c.x, d.x);
+  let words_y = vec4<u32>(a.y, b.y, c.y, d.y);
+  let words_z = vec4<u32>(a.z, b.z, c.z, d.z);
+  let words_w = vec4<u32>(a.w, b.w, c.w, d.w);
   return Chunk(
-    vec4<u32>(
-      centered(words.x, zeros), centered(words.x >> 4u, zeros),
-      centered(words.y, zeros), centered(words.y >> 4u, zeros)),
-    vec4<u32>(
-      centered(words.z, zeros), centered(words.z >> 4u, zeros),
-      centered(words.w, zeros), centered(words.w >> 4u, zeros)),
-    scale(row, block));
+    index,
+    centered_rows(words_x, ZEROS), centered_rows(words_x >> four, ZEROS),
+    centered_rows(words_y, ZEROS), centered_rows(words_y >> four, ZEROS),
+    centered_rows(words_z, ZEROS), centered_rows(words_z >> four, ZEROS),
+    centered_rows(words_w, ZEROS), centered_rows(words_w >> four, ZEROS),
+    select(vec4<f32>(), scales_of(rows, block), i < CHUNKS));  // nothing behind the end of K
 }
 
-fn chunk_dot(w: Chunk, x: Chunk) -> f32 {
-  var sum = 0;
-  sum += dot4I8Packed(w.words0.x, x.words0.x);
-  sum += dot4I8Packed(w.words0.y, x.words0.y);
-  sum += dot4I8Packed(w.words0.z, x.words0.z);
-  sum += dot4I8Packed(w.words0.w, x.words0.w);
-  sum += dot4I8Packed(w.words1.x, x.words1.x);
-  sum += dot4I8Packed(w.words1.y, x.words1.y);
-  sum += dot4I8Packed(w.words1.z, x.words1.z);
-  sum += dot4I8Packed(w.words1.w, x.words1.w);
-  return w.scale * x.scale * f32(sum);
+// A chunk of a row of x times those of W, and the product of their scales.
+fn products(row: u32, w: Chunk) -> vec4<f32> {
+  let at = row * X_STRIDE + 2u * w.index;
+  var sum = vec4<i32>(SUM_START);
+  let x0 = x[at];
+  sum += dots(x0.x, w.words0) + dots(x0.y, w.words1) + dots(x0.z, w.words2) + dots(x0.w, w.words3);
+  let x1 = x[at + 1u];
+  sum += dots(x1.x, w.words4) + dots(x1.y, w.words5) + dots(x1.z, w.words6) + dots(x1.w, w.words7);
+  return bitcast<vec4<f32>>(sum) - SUM_OFFSET;
 }
 
-var<workgroup> lane_sums: array<f32, 512>;  // [row][lane]
-var<workgroup> part_sums: array<f32, 128>;  // [part][row]
-
-// The dot product of a row of x with a row of the tile, once `part_sums` is complete.
-fn row_total(row: u32) -> f32 {
-  return part_sums[row] + part_sums[16u + row] + part_sums[32u + row] + part_sums[48u + row]
-     + part_sums[64u + row] + part_sums[80u + row] + part_sums[96u + row] + part_sums[112u + row];
+// The sum of a part: a row of x times four rows of W.
+fn part_sum(row: u32, w0: Chunk, w1: Chunk) -> vec4<f32> {
+  var sum = vec4<f32>();
+  sum = fma(x_scale(row, w0.index) * w0.scales, products(row, w0), sum);
+  sum = fma(x_scale(row, w1.index) * w1.scales, products(row, w1), sum);
+  return sum;
 }
+
+@group(0) @binding(4) var<storage, read_write> y: array<f32>;
 
 fn gate(v: f32) -> f32 {
   return v / (1.0 + exp(min(-v, 80.0)));  // exp must not reach infinity
 }
 
-// The rows of a tile lie as its threads take them: some of the gate, then the same ones of the up projection.
-fn output(tile: u32, i: u32) -> f32 {
-  let row = i / 2u * 4u + i % 2u;
-  return gate(row_total(row)) * row_total(row + 2u);
-}
-
-@group(0) @binding(4) var<storage, read_write> y: array<f32>;
-
-fn finish(tile: u32, thread: u32, x_row: u32) {
-  let i = tile * TILE_OUTPUTS + thread;
-  if (thread < TILE_OUTPUTS && i < N) {
-    y[x_row * 96u + i] = output(tile, thread);
-  }
+// Two gates, then the two of the up projection.
+fn store(row: u32, column: u32, total: vec4<f32>) {
+  let first = column / 2u;
+  let at = row * N + first;
+  y[at] = gate(total.x) * total.z;
+  y[at + 1u] = gate(total.y) * total.w;
 }
 
 @compute @workgroup_size(128, 1, 1)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-  let tile = group.x;
-  let lane = thread % LANES;
-  let first = thread / LANES * 4u;  // of the tile
-  let output = tile * TILE_OUTPUTS + first / 2u;  // half of a thread's rows are of the gate, half of the up projection
-  let row0 = min(output + 0u, N - 1u);
-  let row1 = min(output + 1u, N - 1u);
-  let row2 = row0 + N;
-  let row3 = row1 + N;
-  var sum0_0 = 0.0;
-  var sum0_1 = 0.0;
-  var sum0_2 = 0.0;
-  var sum0_3 = 0.0;
-  var sum1_0 = 0.0;
-  var sum1_1 = 0.0;
-  var sum1_2 = 0.0;
-  var sum1_3 = 0.0;
-  var sum2_0 = 0.0;
-  var sum2_1 = 0.0;
-  var sum2_2 = 0.0;
-  var sum2_3 = 0.0;
-  var sum3_0 = 0.0;
-  var sum3_1 = 0.0;
-  var sum3_2 = 0.0;
-  var sum3_3 = 0.0;
-  var sum4_0 = 0.0;
-  var sum4_1 = 0.0;
-  var sum4_2 = 0.0;
-  var sum4_3 = 0.0;
-  var sum5_0 = 0.0;
-  var sum5_1 = 0.0;
-  var sum5_2 = 0.0;
-  var sum5_3 = 0.0;
-  var sum6_0 = 0.0;
-  var sum6_1 = 0.0;
-  var sum6_2 = 0.0;
-  var sum6_3 = 0.0;
-  var sum7_0 = 0.0;
-  var sum7_1 = 0.0;
-  var sum7_2 = 0.0;
-  var sum7_3 = 0.0;
-  var sum8_0 = 0.0;
-  var sum8_1 = 0.0;
-  var sum8_2 = 0.0;
-  var sum8_3 = 0.0;
-  var sum9_0 = 0.0;
-  var sum9_1 = 0.0;
-  var sum9_2 = 0.0;
-  var sum9_3 = 0.0;
-  var sum10_0 = 0.0;
-  var sum10_1 = 0.0;
-  var sum10_2 = 0.0;
-  var sum10_3 = 0.0;
-  var sum11_0 = 0.0;
-  var sum11_1 = 0.0;
-  var sum11_2 = 0.0;
-  var sum11_3 = 0.0;
-  var sum12_0 = 0.0;
-  var sum12_1 = 0.0;
-  var sum12_2 = 0.0;
-  var sum12_3 = 0.0;
-  var sum13_0 = 0.0;
-  var sum13_1 = 0.0;
-  var sum13_2 = 0.0;
-  var sum13_3 = 0.0;
-  var sum14_0 = 0.0;
-  var sum14_1 = 0.0;
-  var sum14_2 = 0.0;
-  var sum14_3 = 0.0;
-  var sum15_0 = 0.0;
-  var sum15_1 = 0.0;
-  var sum15_2 = 0.0;
-  var sum15_3 = 0.0;
-  for (var chunk = lane; chunk < CHUNKS; chunk += LANES) {
-    let w0 = weight_chunk(row0, chunk);
-    let w1 = weight_chunk(row1, chunk);
-    let w2 = weight_chunk(row2, chunk);
-    let w3 = weight_chunk(row3, chunk);
-    {
-      let at = 2u * chunk;
-      let x_chunk = Chunk(x[at], x[at + 1u], x_scale(0u, chunk));
-      sum0_0 += chunk_dot(w0, x_chunk);
-      sum0_1 += chunk_dot(w1, x_chunk);
-      sum0_2 += chunk_dot(w2, x_chunk);
-      sum0_3 += chunk_dot(w3, x_chunk);
+fn main(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(num_workgroups) groups: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  let n_parts = arrayLength(&weights) / (groups.x * 64u);
+  set_shape(groups.x, n_parts * 2u);
+  let first_quad = group.x * QUADS;
+  let quad = thread % QUADS;
+  let rows = weight_rows(first_quad + quad);
+  let n_rows = sequence.length;
+  for (var first_part = 0u; first_part < n_parts; first_part += PARTS) {
+    let chunk = 2u * (first_part + thread / QUADS);
+    let w0 = load_chunk(rows, chunk);
+    let w1 = load_chunk(rows, chunk + 1u);
+    for (var first_row = 0u; first_row < n_rows; first_row += BATCH) {
+      sums[thread] = part_sum(first_row, w0, w1);
+      sums[thread + STRIDE] = part_sum(min(first_row + 1u, n_rows - 1u), w0, w1);
+      sums[thread + 2u * STRIDE] = part_sum(min(first_row + 2u, n_rows - 1u), w0, w1);
+      sums[thread + 3u * STRIDE] = part_sum(min(first_row + 3u, n_rows - 1u), w0, w1);
+      workgroupBarrier();
+      let row = first_row + thread / QUADS;
+      if (thread < BATCH * QUADS && row < n_rows) {
+        var total = vec4<f32>();
+        if (first_part > 0u) {
+          total = totals[row * QUADS + quad];
+        }
+        let from_part = thread / QUADS * STRIDE + quad;
+        for (var part = 0u; part < PARTS; part += 8u) {
+          let from_sum = from_part + part * QUADS;
+          total = total + sums[from_sum] + sums[from_sum + 8u] + sums[from_sum + 16u] + sums[from_sum + 24u]
+            + sums[from_sum + 32u] + sums[from_sum + 40u] + sums[from_sum + 48u] + sums[from_sum + 56u];
+        }
+        totals[row * QUADS + quad] = total;
+        if (first_part + PARTS >= n_parts) {
+          store(row, 4u * (first_quad + quad), total);
+        }
+      }
+      workgroupBarrier();
     }
-    {
-      let at = 1u * X_STRIDE + 2u * chunk;
-      let x_chunk = Chunk(x[at], x[at + 1u], x_scale(1u, chunk));
-      sum1_0 += chunk_dot(w0, x_chunk);
-      sum1_1 += chunk_dot(w1, x_chunk);
-      sum1_2 += chunk_dot(w2, x_chunk);
-      sum1_3 += chunk_dot(w3, x_chunk);
-    }
-    {
-      let at = 2u * X_STRIDE + 2u * chunk;
-      let x_chunk = Chunk(x[at], x[at + 1u], x_scale(2u, chunk));
-      sum2_0 += chunk_dot(w0, x_chunk);
-      sum2_1 += chunk_dot(w1, x_chunk);
-      sum2_2 += chunk_dot(w2, x_chunk);
-      sum2_3 += chunk_dot(w3, x_chunk);
-    }
-    {
-      let at = 3u * X_STRIDE + 2u * chunk;
-      let x_chunk = Chunk(x[at], x[at + 1u], x_scale(3u, chunk));
-      sum3_0 += chunk_dot(w0, x_chunk);
-      sum3_1 += chunk_dot(w1, x_chunk);
-      sum3_2 += chunk_dot(w2, x_chunk);
-      sum3_3 += chunk_dot(w3, x_chunk);
-    }
-    {
-      let at = 4u * X_STRIDE + 2u * chunk;
-      let x_chunk = Chunk(x[at], x[at + 1u], x_scale(4u, chunk));
-      sum4_0 += chunk_dot(w0, x_chunk);
-      sum4_1 += chunk_dot(w1, x_chunk);
-      sum4_2 += chunk_dot(w2, x_chunk);
-      sum4_3 += chunk_dot(w3, x_chunk);
-    }
-    {
-      let at = 5u * X_STRIDE + 2u * chunk;
-      let x_chunk = Chunk(x[at], x[at + 1u], x_scale(5u, chunk));
-      sum5_0 += chunk_dot(w0, x_chunk);
-      sum5_1 += chunk_dot(w1, x_chunk);
-      sum5_2 += chunk_dot(w2, x_chunk);
-      sum5_3 += chunk_dot(w3, x_chunk);
-    }
-    {
-      let at = 6u * X_STRIDE + 2u * chunk;
-      let x_chunk = Chunk(x[at], x[at + 1u], x_scale(6u, chunk));
-      sum6_0 += chunk_dot(w0, x_chunk);
-      sum6_1 += chunk_dot(w1, x_chunk);
-      sum6_2 += chunk_dot(w2, x_chunk);
-      sum6_3 += chunk_dot(w3, x_chunk);
-    }
-    {
-      let at = 7u * X_STRIDE + 2u * chunk;
-      let x_chunk = Chunk(x[at], x[at + 1u], x_scale(7u, chunk));
-      sum7_0 += chunk_dot(w0, x_chunk);
-      sum7_1 += chunk_dot(w1, x_chunk);
-      sum7_2 += chunk_dot(w2, x_chunk);
-      sum7_3 += chunk_dot(w3, x_chunk);
-    }
-    {
-      let at = 8u * X_STRIDE + 2u * chunk;
-      let x_chunk = Chunk(x[at], x[at + 1u], x_scale(8u, chunk));
-      sum8_0 += chunk_dot(w0, x_chunk);
-      sum8_1 += chunk_dot(w1, x_chunk);
-      sum8_2 += chunk_dot(w2, x_chunk);
-      sum8_3 += chunk_dot(w3, x_chunk);
-    }
-    {
-      let at = 9u * X_STRIDE + 2u * chunk;
-      let x_chunk = Chunk(x[at], x[at + 1u], x_scale(9u, chunk));
-      sum9_0 += chunk_dot(w0, x_chunk);
-      sum9_1 += chunk_dot(w1, x_chunk);
-      sum9_2 += chunk_dot(w2, x_chunk);
-      sum9_3 += chunk_dot(w3, x_chunk);
-    }
-    {
-      let at = 10u * X_STRIDE + 2u * chunk;
-      let x_chunk = Chunk(x[at], x[at + 1u], x_scale(10u, chunk));
-      sum10_0 += chunk_dot(w0, x_chunk);
-      sum10_1 += chunk_dot(w1, x_chunk);
-      sum10_2 += chunk_dot(w2, x_chunk);
-      sum10_3 += chunk_dot(w3, x_chunk);
-    }
-    {
-      let at = 11u * X_STRIDE + 2u * chunk;
-      let x_chunk = Chunk(x[at], x[at + 1u], x_scale(11u, chunk));
-      sum11_0 += chunk_dot(w0, x_chunk);
-      sum11_1 += chunk_dot(w1, x_chunk);
-      sum11_2 += chunk_dot(w2, x_chunk);
-      sum11_3 += chunk_dot(w3, x_chunk);
-    }
-    {
-      let at = 12u * X_STRIDE + 2u * chunk;
-      let x_chunk = Chunk(x[at], x[at + 1u], x_scale(12u, chunk));
-      sum12_0 += chunk_dot(w0, x_chunk);
-      sum12_1 += chunk_dot(w1, x_chunk);
-      sum12_2 += chunk_dot(w2, x_chunk);
-      sum12_3 += chunk_dot(w3, x_chunk);
-    }
-    {
-      let at = 13u * X_STRIDE + 2u * chunk;
-      let x_chunk = Chunk(x[at], x[at + 1u], x_scale(13u, chunk));
-      sum13_0 += chunk_dot(w0, x_chunk);
-      sum13_1 += chunk_dot(w1, x_chunk);
-      sum13_2 += chunk_dot(w2, x_chunk);
-      sum13_3 += chunk_dot(w3, x_chunk);
-    }
-    {
-      let at = 14u * X_STRIDE + 2u * chunk;
-      let x_chunk = Chunk(x[at], x[at + 1u], x_scale(14u, chunk));
-      sum14_0 += chunk_dot(w0, x_chunk);
-      sum14_1 += chunk_dot(w1, x_chunk);
-      sum14_2 += chunk_dot(w2, x_chunk);
-      sum14_3 += chunk_dot(w3, x_chunk);
-    }
-    {
-      let at = 15u * X_STRIDE + 2u * chunk;
-      let x_chunk = Chunk(x[at], x[at + 1u], x_scale(15u, chunk));
-      sum15_0 += chunk_dot(w0, x_chunk);
-      sum15_1 += chunk_dot(w1, x_chunk);
-      sum15_2 += chunk_dot(w2, x_chunk);
-      sum15_3 += chunk_dot(w3, x_chunk);
-    }
-  }
-  let part = thread % PARTS;
-  let from_lane = thread / PARTS * LANES + part;
-  if (0u < sequence.length) {
-    lane_sums[first * LANES + lane] = sum0_0;
-    lane_sums[(first + 1u) * LANES + lane] = sum0_1;
-    lane_sums[(first + 2u) * LANES + lane] = sum0_2;
-    lane_sums[(first + 3u) * LANES + lane] = sum0_3;
-    workgroupBarrier();
-    part_sums[part * TILE_ROWS + thread / PARTS] =
-      lane_sums[from_lane] + lane_sums[from_lane + 8u] + lane_sums[from_lane + 16u] + lane_sums[from_lane + 24u];
-    workgroupBarrier();
-    finish(tile, thread, 0u);
-  }
-  if (1u < sequence.length) {
-    lane_sums[first * LANES + lane] = sum1_0;
-    lane_sums[(first + 1u) * LANES + lane] = sum1_1;
-    lane_sums[(first + 2u) * LANES + lane] = sum1_2;
-    lane_sums[(first + 3u) * LANES + lane] = sum1_3;
-    workgroupBarrier();
-    part_sums[part * TILE_ROWS + thread / PARTS] =
-      lane_sums[from_lane] + lane_sums[from_lane + 8u] + lane_sums[from_lane + 16u] + lane_sums[from_lane + 24u];
-    workgroupBarrier();
-    finish(tile, thread, 1u);
-  }
-  if (2u < sequence.length) {
-    lane_sums[first * LANES + lane] = sum2_0;
-    lane_sums[(first + 1u) * LANES + lane] = sum2_1;
-    lane_sums[(first + 2u) * LANES + lane] = sum2_2;
-    lane_sums[(first + 3u) * LANES + lane] = sum2_3;
-    workgroupBarrier();
-    part_sums[part * TILE_ROWS + thread / PARTS] =
-      lane_sums[from_lane] + lane_sums[from_lane + 8u] + lane_sums[from_lane + 16u] + lane_sums[from_lane + 24u];
-    workgroupBarrier();
-    finish(tile, thread, 2u);
-  }
-  if (3u < sequence.length) {
-    lane_sums[first * LANES + lane] = sum3_0;
-    lane_sums[(first + 1u) * LANES + lane] = sum3_1;
-    lane_sums[(first + 2u) * LANES + lane] = sum3_2;
-    lane_sums[(first + 3u) * LANES + lane] = sum3_3;
-    workgroupBarrier();
-    part_sums[part * TILE_ROWS + thread / PARTS] =
-      lane_sums[from_lane] + lane_sums[from_lane + 8u] + lane_sums[from_lane + 16u] + lane_sums[from_lane + 24u];
-    workgroupBarrier();
-    finish(tile, thread, 3u);
-  }
-  if (4u < sequence.length) {
-    lane_sums[first * LANES + lane] = sum4_0;
-    lane_sums[(first + 1u) * LANES + lane] = sum4_1;
-    lane_sums[(first + 2u) * LANES + lane] = sum4_2;
-    lane_sums[(first + 3u) * LANES + lane] = sum4_3;
-    workgroupBarrier();
-    part_sums[part * TILE_ROWS + thread / PARTS] =
-      lane_sums[from_lane] + lane_sums[from_lane + 8u] + lane_sums[from_lane + 16u] + lane_sums[from_lane + 24u];
-    workgroupBarrier();
-    finish(tile, thread, 4u);
-  }
-  if (5u < sequence.length) {
-    lane_sums[first * LANES + lane] = sum5_0;
-    lane_sums[(first + 1u) * LANES + lane] = sum5_1;
-    lane_sums[(first + 2u) * LANES + lane] = sum5_2;
-    lane_sums[(first + 3u) * LANES + lane] = sum5_3;
-    workgroupBarrier();
-    part_sums[part * TILE_ROWS + thread / PARTS] =
-      lane_sums[from_lane] + lane_sums[from_lane + 8u] + lane_sums[from_lane + 16u] + lane_sums[from_lane + 24u];
-    workgroupBarrier();
-    finish(tile, thread, 5u);
-  }
-  if (6u < sequence.length) {
-    lane_sums[first * LANES + lane] = sum6_0;
-    lane_sums[(first + 1u) * LANES + lane] = sum6_1;
-    lane_sums[(first + 2u) * LANES + lane] = sum6_2;
-    lane_sums[(first + 3u) * LANES + lane] = sum6_3;
-    workgroupBarrier();
-    part_sums[part * TILE_ROWS + thread / PARTS] =
-      lane_sums[from_lane] + lane_sums[from_lane + 8u] + lane_sums[from_lane + 16u] + lane_sums[from_lane + 24u];
-    workgroupBarrier();
-    finish(tile, thread, 6u);
-  }
-  if (7u < sequence.length) {
-    lane_sums[first * LANES + lane] = sum7_0;
-    lane_sums[(first + 1u) * LANES + lane] = sum7_1;
-    lane_sums[(first + 2u) * LANES + lane] = sum7_2;
-    lane_sums[(first + 3u) * LANES + lane] = sum7_3;
-    workgroupBarrier();
-    part_sums[part * TILE_ROWS + thread / PARTS] =
-      lane_sums[from_lane] + lane_sums[from_lane + 8u] + lane_sums[from_lane + 16u] + lane_sums[from_lane + 24u];
-    workgroupBarrier();
-    finish(tile, thread, 7u);
-  }
-  if (8u < sequence.length) {
-    lane_sums[first * LANES + lane] = sum8_0;
-    lane_sums[(first + 1u) * LANES + lane] = sum8_1;
-    lane_sums[(first + 2u) * LANES + lane] = sum8_2;
-    lane_sums[(first + 3u) * LANES + lane] = sum8_3;
-    workgroupBarrier();
-    part_sums[part * TILE_ROWS + thread / PARTS] =
-      lane_sums[from_lane] + lane_sums[from_lane + 8u] + lane_sums[from_lane + 16u] + lane_sums[from_lane + 24u];
-    workgroupBarrier();
-    finish(tile, thread, 8u);
-  }
-  if (9u < sequence.length) {
-    lane_sums[first * LANES + lane] = sum9_0;
-    lane_sums[(first + 1u) * LANES + lane] = sum9_1;
-    lane_sums[(first + 2u) * LANES + lane] = sum9_2;
-    lane_sums[(first + 3u) * LANES + lane] = sum9_3;
-    workgroupBarrier();
-    part_sums[part * TILE_ROWS + thread / PARTS] =
-      lane_sums[from_lane] + lane_sums[from_lane + 8u] + lane_sums[from_lane + 16u] + lane_sums[from_lane + 24u];
-    workgroupBarrier();
-    finish(tile, thread, 9u);
-  }
-  if (10u < sequence.length) {
-    lane_sums[first * LANES + lane] = sum10_0;
-    lane_sums[(first + 1u) * LANES + lane] = sum10_1;
-    lane_sums[(first + 2u) * LANES + lane] = sum10_2;
-    lane_sums[(first + 3u) * LANES + lane] = sum10_3;
-    workgroupBarrier();
-    part_sums[part * TILE_ROWS + thread / PARTS] =
-      lane_sums[from_lane] + lane_sums[from_lane + 8u] + lane_sums[from_lane + 16u] + lane_sums[from_lane + 24u];
-    workgroupBarrier();
-    finish(tile, thread, 10u);
-  }
-  if (11u < sequence.length) {
-    lane_sums[first * LANES + lane] = sum11_0;
-    lane_sums[(first + 1u) * LANES + lane] = sum11_1;
-    lane_sums[(first + 2u) * LANES + lane] = sum11_2;
-    lane_sums[(first + 3u) * LANES + lane] = sum11_3;
-    workgroupBarrier();
-    part_sums[part * TILE_ROWS + thread / PARTS] =
-      lane_sums[from_lane] + lane_sums[from_lane + 8u] + lane_sums[from_lane + 16u] + lane_sums[from_lane + 24u];
-    workgroupBarrier();
-    finish(tile, thread, 11u);
-  }
-  if (12u < sequence.length) {
-    lane_sums[first * LANES + lane] = sum12_0;
-    lane_sums[(first + 1u) * LANES + lane] = sum12_1;
-    lane_sums[(first + 2u) * LANES + lane] = sum12_2;
-    lane_sums[(first + 3u) * LANES + lane] = sum12_3;
-    workgroupBarrier();
-    part_sums[part * TILE_ROWS + thread / PARTS] =
-      lane_sums[from_lane] + lane_sums[from_lane + 8u] + lane_sums[from_lane + 16u] + lane_sums[from_lane + 24u];
-    workgroupBarrier();
-    finish(tile, thread, 12u);
-  }
-  if (13u < sequence.length) {
-    lane_sums[first * LANES + lane] = sum13_0;
-    lane_sums[(first + 1u) * LANES + lane] = sum13_1;
-    lane_sums[(first + 2u) * LANES + lane] = sum13_2;
-    lane_sums[(first + 3u) * LANES + lane] = sum13_3;
-    workgroupBarrier();
-    part_sums[part * TILE_ROWS + thread / PARTS] =
-      lane_sums[from_lane] + lane_sums[from_lane + 8u] + lane_sums[from_lane + 16u] + lane_sums[from_lane + 24u];
-    workgroupBarrier();
-    finish(tile, thread, 13u);
-  }
-  if (14u < sequence.length) {
-    lane_sums[first * LANES + lane] = sum14_0;
-    lane_sums[(first + 1u) * LANES + lane] = sum14_1;
-    lane_sums[(first + 2u) * LANES + lane] = sum14_2;
-    lane_sums[(first + 3u) * LANES + lane] = sum14_3;
-    workgroupBarrier();
-    part_sums[part * TILE_ROWS + thread / PARTS] =
-      lane_sums[from_lane] + lane_sums[from_lane + 8u] + lane_sums[from_lane + 16u] + lane_sums[from_lane + 24u];
-    workgroupBarrier();
-    finish(tile, thread, 14u);
-  }
-  if (15u < sequence.length) {
-    lane_sums[first * LANES + lane] = sum15_0;
-    lane_sums[(first + 1u) * LANES + lane] = sum15_1;
-    lane_sums[(first + 2u) * LANES + lane] = sum15_2;
-    lane_sums[(first + 3u) * LANES + lane] = sum15_3;
-    workgroupBarrier();
-    part_sums[part * TILE_ROWS + thread / PARTS] =
-      lane_sums[from_lane] + lane_sums[from_lane + 8u] + lane_sums[from_lane + 16u] + lane_sums[from_lane + 24u];
-    workgroupBarrier();
-    finish(tile, thread, 15u);
   }
 }

@@ -1,7 +1,6 @@
 // ONNX nodes:
 //   /model/layers.0/attn/qkv_proj/MatMul_Q4
 //   /model/layers.0/attn/GroupQueryAttention
-//   /model/layers.0/attn/o_proj/MatMul_Q4
 struct Sequence {
   past_length: u32, length: u32, total_length: u32, call_length: u32, n_tokens: u32, limit: u32, stop: u32,
 }
