@@ -31,7 +31,6 @@ from .quantize import quantized_squares, quantized_tensor
 TILE_N = 64  # rows of W per workgroup of a GEMM
 PART = 64  # values along K that an int8 GEMM sums up before it adds them to the rest
 FLOAT_STEP = 32  # values along K in a tile of a GEMM in f32
-LOW_TILES = 8192  # rows of W up to which tiles of 64 rows of int8 x would leave much of a large GPU idle
 MOST_ROWS = 16  # rows of int8 x that a GEMM takes without tiles
 
 
@@ -249,14 +248,16 @@ def _shares_shape(linear: Linear, tile_outputs: int) -> bool:
 
 
 def gemm_shape(linear: Linear, rows: int) -> RowsShape | TileShape:
-    """Few rows of int8 without tiles; else tiles of 64 rows, or lower ones where they would be too few.
+    """Few rows of int8 without tiles, the more parts the longer K; else tiles of 64 rows.
 
-    Of int8 layers the height depends on the layer only, so that chunks of all sizes share a shader.
+    Tiles of int8 are of one height, so that chunks of all sizes share a shader; on an H200 lower ones gain
+    a tenth at most where rows are few, and lose a fifth where they are many (gemm_cost.py).
     """
     if linear.activation == "int8" and rows <= MOST_ROWS:
-        return RowsShape(4, 32) if linear.k > 16 * PART else RowsShape(8, 16)
+        n_parts = -(-linear.k // PART)
+        return RowsShape(2, 64) if n_parts > 64 else RowsShape(4, 32) if n_parts > 16 else RowsShape(8, 16)
     if linear.activation == "int8":
-        return TileShape(32, 64) if linear.matrix_rows <= LOW_TILES else TileShape(64, 128)
+        return TileShape(64, 128)
     if rows <= 16:
         return TileShape(16, 64)
     return TileShape(32, 128) if rows <= 32 else TileShape(64, 128)

@@ -15,7 +15,7 @@ from .attention import Attention, Lowered, check_sink, softmax_constants, sorted
 from .quantize import quantized_scales, quantized_tensor
 
 TILE_PAIRS, TILE_KEYS = 64, 32
-TILE_FOURS = 8  # vec4s of a head that are staged in workgroup memory at a time
+TILE_FOURS = 4  # vec4s of a head that are staged in workgroup memory at a time
 MOST_LANES = 8
 MERGE_THREADS = 64
 INT8_BLOCK = 32

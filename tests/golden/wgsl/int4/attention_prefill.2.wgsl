@@ -29,7 +29,7 @@ const FOURS = 8u;  // vec4s in a head
 const LANES = 2u;  // workgroups that share the keys of a pair
 const PAIRS = 64u;  // in a tile
 const KEYS = 32u;  // in a tile
-const STAGE = 8u;  // vec4s of a head staged at a time
+const STAGE = 4u;  // vec4s of a head staged at a time
 const THREADS = 64u;
 const ALONG = 8u;  // threads with the same pairs
 
@@ -46,12 +46,12 @@ fn attention_score(dot_product: vec4<f32>) -> vec4<f32> {
 }
 
 // Queries, [component][vec4 of the head][four pairs], and then their scores and weights, [key][four pairs].
-var<workgroup> tile: array<vec4<f32>, 544>;
+var<workgroup> tile: array<vec4<f32>, 512>;
 const Q_STRIDE = 17u;  // one more than the fours of pairs: vec4s start in different memory banks
-const COMPONENT = 136u;
+const COMPONENT = 68u;
 const QUADS = 16u;  // fours of pairs
-var<workgroup> k_tile: array<vec4<f32>, 288>;  // [key][vec4 of the head]
-const K_STRIDE = 9u;
+var<workgroup> k_tile: array<vec4<f32>, 160>;  // [key][vec4 of the head]
+const K_STRIDE = 5u;
 var<workgroup> factors: array<vec4<f32>, 16>;  // [four pairs]: what the sums are multiplied with
 
 // The row of a pair of this KV head, and where in [rows, heads] it is.
@@ -72,7 +72,7 @@ fn query_at(pair: u32, kv_head: u32, four: u32) -> vec4<f32> {
 
 fn stage_tiles(thread: u32, stage: u32, first_pair: u32, kv_head: u32, first_key: u32, n_keys: u32) {
   for (var i = thread; i < QUADS * STAGE; i += THREADS) {
-    let four = i % STAGE;
+    let four = stage + i % STAGE;
     let pair = first_pair + 4u * (i / STAGE);
     let components = transpose(mat4x4<f32>(
       query_at(pair, kv_head, four), query_at(pair + 1u, kv_head, four),
@@ -84,7 +84,7 @@ fn stage_tiles(thread: u32, stage: u32, first_pair: u32, kv_head: u32, first_key
     tile[to + 3u * COMPONENT] = components[3];
   }
   for (var i = thread; i < KEYS * STAGE; i += THREADS) {
-    let four = i % STAGE;
+    let four = stage + i % STAGE;
     let key = first_key + i / STAGE;
     var value = vec4<f32>();
     if (key < n_keys) {
@@ -209,17 +209,15 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
   for (var tile_index = lane_tile; tile_index * KEYS < n_keys; tile_index += LANES) {
     let first_key = tile_index * KEYS;
     var scores = Scores();
-    workgroupBarrier();
-    stage_tiles(thread, 0u, first_pair, kv_head, first_key, n_keys);
-    workgroupBarrier();
-    scores = add_scores(scores, 0u, quad, along);
-    scores = add_scores(scores, 1u, quad, along);
-    scores = add_scores(scores, 2u, quad, along);
-    scores = add_scores(scores, 3u, quad, along);
-    scores = add_scores(scores, 4u, quad, along);
-    scores = add_scores(scores, 5u, quad, along);
-    scores = add_scores(scores, 6u, quad, along);
-    scores = add_scores(scores, 7u, quad, along);
+    for (var stage = 0u; stage < FOURS; stage += STAGE) {
+      workgroupBarrier();
+      stage_tiles(thread, stage, first_pair, kv_head, first_key, n_keys);
+      workgroupBarrier();
+      scores = add_scores(scores, 0u, quad, along);
+      scores = add_scores(scores, 1u, quad, along);
+      scores = add_scores(scores, 2u, quad, along);
+      scores = add_scores(scores, 3u, quad, along);
+    }
     workgroupBarrier();
     tile[along * QUADS + quad] = scores.low0;
     tile[along * QUADS + quad + 8u] = scores.high0;
