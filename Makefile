@@ -45,7 +45,7 @@ test-slow: $(VENV)/.test gpu-driver
 bless: $(VENV)/.test gpu-driver web-deps
 	$(BIN)/pytest -n 2 -m "not slow" --bless
 
-## The tokenizer library of the page (it goes into the wheel), and what the browser's tests need.
+## The page's tokenizer and chat template libraries (they go into the wheel), and what the browser's tests need.
 web-deps: $(CACHE)/web/.installed
 
 $(CACHE)/web/.installed: tests/web/package.json
@@ -54,6 +54,8 @@ $(CACHE)/web/.installed: tests/web/package.json
 	@npm install --prefix $(CACHE)/web --ignore-scripts --no-audit --no-fund --silent
 	@cp $(CACHE)/web/node_modules/@huggingface/tokenizers/dist/tokenizers.min.mjs runtime/web/vendor/tokenizers.js
 	@cp $(CACHE)/web/node_modules/@huggingface/tokenizers/LICENSE runtime/web/vendor/tokenizers.LICENSE.txt
+	@cp $(CACHE)/web/node_modules/@huggingface/jinja/dist/index.js runtime/web/vendor/jinja.js
+	@cp $(CACHE)/web/node_modules/@huggingface/jinja/LICENSE runtime/web/vendor/jinja.LICENSE.txt
 	@touch $@
 
 # A Vulkan driver: the machine's own, or Mesa's software one.

@@ -7,6 +7,7 @@ annotations: one request, and nothing to resolve. The order below is that of the
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from importlib.resources import files
 from importlib.util import find_spec
@@ -14,37 +15,37 @@ from pathlib import Path
 
 MODULES = (
     "errors",
-    "limits",
-    "programs",
-    "schema",
-    "check",
+    "sequence",
+    "manifest",
     "device",
     "store",
     "source",
     "replay",
-    "sequence",
     "resources",
     "ports",
     "sampling",
     "generate",
     "session",
+    "progress",
     "runtime",
 )
-PAGE_FILES = ("index.html", "page.js", "text.js", "page.css")
+PAGE_FILES = ("index.html", "page.js", "text.js", "graph.js", "page.css")
 VENDORED = ("tokenizers.js", "tokenizers.LICENSE.txt")
 """@huggingface/tokenizers, put beside the modules by `make web-deps`; the page says when it is missing."""
+CHAT = ("jinja.js", "jinja.LICENSE.txt")
+"""@huggingface/jinja, three times the runtime: only for models that have a chat template."""
 
 _IMPORT = re.compile(r"^import [^;]*;\n", re.MULTILINE)
 _DOC = re.compile(r"^[ \t]*/\*\*.*?\*/\n|/\*\* @type \{.*?\} \*/ ?", re.MULTILINE | re.DOTALL)
 _EXPORT = re.compile(r"^export (?=const|let|class|function|async)", re.MULTILINE)
 
 
-def web_files() -> dict[str, bytes]:
-    """Every file of the page, by its name in the artifact."""
+def web_files(*, chat: bool = False) -> dict[str, bytes]:
+    """Every file of the page, by its name in the artifact; `chat` for a model with a chat template."""
     page = files(__package__.removesuffix("compiler.emit") + "templates") / "web"
     found = {name: (page / name).read_bytes() for name in PAGE_FILES}
     found["runtime.js"] = joined_runtime().encode()
-    for name in VENDORED:
+    for name in VENDORED + CHAT * chat:
         file = _runtime_folder() / "vendor" / name
         if file.is_file():
             found[name] = file.read_bytes()
@@ -52,12 +53,23 @@ def web_files() -> dict[str, bytes]:
 
 
 def write_web_files(folder: Path) -> dict[str, str]:
-    """Write the page into an artifact; returns the SHA-256 of each file by name."""
+    """Write the page into an artifact that has the model's files; returns the SHA-256 of each by name."""
     hashes = {}
-    for name, data in web_files().items():
+    for name, data in web_files(chat=has_chat_template(folder)).items():
         (folder / name).write_bytes(data)
         hashes[name] = hashlib.sha256(data).hexdigest()
     return hashes
+
+
+def has_chat_template(folder: Path) -> bool:
+    """Whether a folder of a model has a chat template, in a file of its own or in its tokenizer's."""
+    if (folder / "chat_template.jinja").is_file():
+        return True
+    try:
+        config = json.loads((folder / "tokenizer_config.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(config, dict) and bool(config.get("chat_template"))
 
 
 def joined_runtime() -> str:

@@ -1,31 +1,30 @@
 /**
  * The one way the runtime says no: one sentence for the user. What it is about; what is wrong; what to do.
- * `detail` holds lines that do not fit a sentence, such as the place in a shader that a driver rejects.
+ * `detail` holds lines that do not fit a sentence, such as a driver's message.
  */
 export class RuntimeFailure extends Error {
-  /**
-   * @param {string} subject
-   * @param {string} problem
-   * @param {string} hint
-   * @param {string} [detail]
-   */
+  name = "RuntimeFailure";
+
+  /** @param {string} subject @param {string} problem @param {string} hint @param {string} [detail] */
   constructor(subject, problem, hint, detail = "") {
     super(`${subject}: ${problem}; ${hint}.${detail && `\n${detail}`}`);
-    this.name = "RuntimeFailure";
-    this.subject = subject;
     this.problem = problem;
-    this.hint = hint;
-    this.detail = detail;
   }
 }
 
 /** The GPU went away: a driver reset, a sleeping laptop, another tab. `generate` starts again by itself. */
 export class DeviceLost extends RuntimeFailure {
+  name = "DeviceLost";
+
   /** @param {string} reason */
   constructor(reason) {
     super("the GPU", `was lost while it worked (${reason})`, "load the artifact again");
-    this.name = "DeviceLost";
   }
+}
+
+/** @param {string} subject @param {string} problem @param {string} hint @param {string} [detail] @returns {never} */
+export function fail(subject, problem, hint, detail) {
+  throw new RuntimeFailure(subject, problem, hint, detail);
 }
 
 export const RECOMPILE = "compile the model again with webgpu-compile";

@@ -1,53 +1,76 @@
 /** The captured graph: programs as prepared arrays, re-encoded by a loop that does nothing else. */
-import { DeviceLost } from "./errors.js";
+import { DeviceLost, RECOMPILE, fail } from "./errors.js";
 
-/** @typedef {{source: GPUBuffer, sourceOffset: number, target: GPUBuffer, targetOffset: number, nbytes: number}} CopyCall */
-/** @typedef {{pipelines: (GPUComputePipeline | null)[], groups: GPUBindGroup[], grids: number[], indirect: (GPUBuffer | null)[]}} Pass */
-/** @typedef {(Pass | CopyCall)[]} Prepared */
+/** A null pipeline is the one before it; where the grid is `indirect` it begins with the offset.
+ * @typedef {{pipeline: GPUComputePipeline | null, group: GPUBindGroup, grid: number[], indirect: GPUBuffer | null}} DispatchCall */
+/** Dispatches of one pass, or the arguments of a copy.
+ * @typedef {({pass: DispatchCall[]} | {copy: [GPUBuffer, number, GPUBuffer, number, number]})[]} Prepared */
 
-/** Append a dispatch to a program; adjacent ones share a pass, and a pipeline is set when it changes.
- * @param {Prepared} program @param {GPUComputePipeline} pipeline @param {GPUBindGroup} group
- * @param {number[]} grid [x, y, z], or [offset, 0, 0] in `indirect` @param {GPUBuffer | null} indirect */
-export function addDispatch(program, pipeline, group, grid, indirect) {
-  let pass = program.at(-1);
-  if (!pass || !("groups" in pass)) program.push((pass = { pipelines: [], groups: [], grids: [], indirect: [] }));
-  pass.pipelines.push(pass.pipelines.findLast(Boolean) === pipeline ? null : pipeline);
-  pass.groups.push(group);
-  pass.grids.push(...grid);
-  pass.indirect.push(indirect);
+/** Steps of the manifest  =>  passes of adjacent dispatches, and copies.
+ * @param {GPUDevice} device @param {any[]} steps @param {number[][]} ranges @param {any[]} launches
+ * @param {GPUBuffer[]} buffers @param {GPUComputePipeline[]} pipelines @returns {Prepared} */
+export function capture(device, steps, ranges, launches, buffers, pipelines) {
+  /** @type {Prepared} */
+  const prepared = [];
+  /** @type {DispatchCall[]} */
+  let pass = [];
+  let last = null;
+  for (const step of steps) {
+    if (!Array.isArray(step)) {
+      const [[source, from, nbytes], [target, to]] = [ranges[step.source], ranges[step.target]];
+      prepared.push({ copy: [buffers[source], from, buffers[target], to, nbytes] });
+      last = null;
+      continue;
+    }
+    const [kernel, ...bound] = step;
+    const [shader, grid] = launches[kernel];
+    const pipeline = pipelines[shader];
+    const entries = bound.map((index, binding) => {
+      const [buffer, offset, size] = ranges[index];
+      return { binding, resource: { buffer: buffers[buffer], offset, size } };
+    });
+    const [memory, start] = Array.isArray(grid) ? [] : ranges[grid];
+    if (last === null) prepared.push({ pass: (pass = []) });
+    pass.push({
+      pipeline: pipeline === last ? null : pipeline,
+      group: device.createBindGroup({ layout: pipeline.getBindGroupLayout(0), entries }),
+      grid: start === undefined ? grid : [start],
+      indirect: memory === undefined ? null : buffers[memory],
+    });
+    last = pipeline;
+  }
+  return prepared;
 }
 
 /** The hot loop. @param {GPUCommandEncoder} encoder @param {Iterable<Prepared>} work */
 export function encode(encoder, work) {
   for (const program of work) {
     for (const part of program) {
-      if ("source" in part) {
-        encoder.copyBufferToBuffer(part.source, part.sourceOffset, part.target, part.targetOffset, part.nbytes);
+      if ("copy" in part) {
+        encoder.copyBufferToBuffer(...part.copy);
         continue;
       }
-      const { pipelines, groups, grids, indirect } = part;
       const pass = encoder.beginComputePass();
-      for (let i = 0, g = 0; i < groups.length; i++, g += 3) {
-        const pipeline = pipelines[i];
+      for (const { pipeline, group, grid, indirect } of part.pass) {
         if (pipeline !== null) pass.setPipeline(pipeline);
-        pass.setBindGroup(0, groups[i]);
-        const buffer = indirect[i];
-        if (buffer === null) pass.dispatchWorkgroups(grids[g], grids[g + 1], grids[g + 2]);
-        else pass.dispatchWorkgroupsIndirect(buffer, grids[g]);
+        pass.setBindGroup(0, group);
+        if (indirect === null) pass.dispatchWorkgroups(grid[0], grid[1], grid[2]);
+        else pass.dispatchWorkgroupsIndirect(indirect, grid[0]);
       }
       pass.end();
     }
   }
 }
 
-/** Submits programs, and reads small ranges back through mappable buffers that are used again. */
+const MAP_READ = 0x1;
+const COPY_TARGET = 0x8;
+
+/** Submits programs, and reads small ranges back. */
 export class Recorder {
   /** @param {GPUDevice} device */
   constructor(device) {
     this.device = device;
     this.error = "";
-    /** @type {GPUBuffer[]} */
-    this.idle = [];
     device.onuncapturederror = ({ error }) => (this.error ||= error.message);
   }
 
@@ -59,34 +82,26 @@ export class Recorder {
   }
 
   /** Submit `work` and copies of `ranges` ([buffer, offset, nbytes], multiples of 4); their bytes together.
-   * @param {Prepared[]} work @param {[GPUBuffer, number, number][]} ranges @returns {Promise<ArrayBuffer>} */
-  read(work, ranges) {
-    const nbytes = ranges.reduce((sum, range) => sum + range[2], 0);
-    const found = this.idle.findIndex((buffer) => buffer.size >= nbytes && buffer.size <= 4 * nbytes + 4096);
-    const staging =
-      found >= 0
-        ? this.idle.splice(found, 1)[0]
-        : this.device.createBuffer({ size: Math.ceil(nbytes / 256) * 256, usage: 0x1 | 0x8 }); // MAP_READ, COPY_DST
+   * @param {Prepared[]} work @param {(readonly [GPUBuffer, number, number])[]} ranges @returns {Promise<ArrayBuffer>} */
+  async read(work, ranges) {
+    const size = ranges.reduce((sum, range) => sum + range[2], 0);
+    const staging = this.device.createBuffer({ size, usage: MAP_READ | COPY_TARGET });
     let at = 0;
-    const copies = ranges.map(([source, sourceOffset, size]) => {
-      at += size;
-      return { source, sourceOffset, target: staging, targetOffset: at - size, nbytes: size };
-    });
+    /** @type {Prepared} */
+    const copies = [];
+    for (const [source, offset, nbytes] of ranges) {
+      copies.push({ copy: [source, offset, staging, at, nbytes] });
+      at += nbytes;
+    }
     this.submit([...work, copies]);
-    return this.map(staging, nbytes);
-  }
-
-  /** @param {GPUBuffer} staging @param {number} nbytes */
-  async map(staging, nbytes) {
     try {
-      await staging.mapAsync(1, 0, nbytes);
+      await staging.mapAsync(MAP_READ);
     } catch (error) {
       throw new DeviceLost(this.error || String(error));
     }
-    const bytes = staging.getMappedRange(0, nbytes).slice(0);
-    staging.unmap();
-    this.idle.push(staging);
-    if (this.idle.length > 4) this.idle.shift()?.destroy();
+    const bytes = staging.getMappedRange().slice(0);
+    staging.destroy();
+    if (this.error) fail("the GPU", `reports an error: ${this.error}`, RECOMPILE);
     return bytes;
   }
 }

@@ -1,192 +1,165 @@
 /** The artifact's files over HTTP: checked against the manifest's hashes, resumed when a download breaks off. */
-import { RECOMPILE, RuntimeFailure } from "./errors.js";
+import { RECOMPILE, RuntimeFailure, fail } from "./errors.js";
 import { sha256 } from "./store.js";
 
 /** @import { Shard } from "./types.js" */
-/** @import { Store } from "./store.js" */
+/** @import { Storage } from "./store.js" */
+/** Where checked blocks go. @typedef {(number: number, bytes: Uint8Array) => Promise<void>} Take */
+/** Told of every byte once, when it arrives. @typedef {(nbytes: number, fromNetwork: boolean) => void} Report */
 
 const ATTEMPTS = 4;
 const COPY = "copy the whole folder that webgpu-compile wrote to the server";
 
-export class Source {
-  /**
-   * @param {URL} base @param {Store} store @param {typeof fetch} fetcher @param {AbortSignal} [signal]
-   */
-  constructor(base, store, fetcher, signal) {
-    this.base = base;
-    this.store = store;
-    this.fetcher = fetcher;
-    this.signal = signal;
+/**
+ * @param {URL} base @param {typeof fetch} fetcher @param {Storage | null} storage
+ * @param {(message: string) => void} warn @param {() => AbortSignal | undefined} [signal] what ends it
+ */
+export function openSource(base, fetcher, storage, warn, signal = () => undefined) {
+  /** What is kept under `key`, right or wrong; null for nothing. @param {string} key */
+  async function kept(key) {
+    const blob = await storage?.get(key).catch(() => null);
+    return blob ? new Uint8Array(await blob.arrayBuffer()) : null;
   }
 
-  /** @param {string} name @param {RequestInit} [options] @returns {Promise<Response>} */
-  async request(name, options = {}) {
-    const { fetcher, signal } = this;
-    const response = await fetcher(new URL(name, this.base), { ...options, signal: signal ?? null });
-    if (response.ok) return response;
-    if (response.status >= 500 || response.status === 429) throw new Error(`HTTP ${response.status}`);
-    const missing = response.status === 404 ? "is missing on the server" : "is refused by the server";
-    throw new RuntimeFailure(name, `${missing} (HTTP ${response.status})`, COPY);
+  /** The bytes that hash to `hash`, if they are kept: not cut short, not damaged. @param {string} hash */
+  async function verified(hash) {
+    const bytes = await kept(hash);
+    return bytes && (await sha256(bytes)) === hash ? bytes : null;
   }
 
-  /** Run `attempt` again after network errors; it goes on where it was. @template T
-   * @param {string} name @param {() => Promise<T>} attempt @param {() => number} [position]
-   * @returns {Promise<T>} */
-  async retry(name, attempt, position = () => 0) {
-    let at = position();
-    for (let failures = 0; ; ) {
+  /** A full disk is a warning, not a failure. @param {string} key @param {Uint8Array} bytes */
+  async function keep(key, bytes) {
+    try {
+      await storage?.put(key, bytes);
+    } catch (error) {
+      const full = /** @type {any} */ (error)?.name === "QuotaExceededError" ? "is full" : `fails (${error})`;
+      warn(`this browser's storage ${full}: what is not kept will be loaded again next time`);
+      storage = null;
+    }
+  }
+
+  /** What `use` makes of a response; asked for again after network errors, while `position` moves on. @template T
+   * @param {string} name @param {() => RequestInit} options @param {(response: Response) => Promise<T>} use
+   * @param {() => number} [position] @returns {Promise<T>} */
+  async function request(name, options, use, position = () => 0) {
+    for (let failures = 0, at = position(); ; ) {
       try {
-        return await attempt();
+        const response = await fetcher(new URL(name, base), { signal: signal() ?? null, ...options() });
+        const { status } = response;
+        if (status >= 500 || status === 429) throw new Error(`HTTP ${status}`);
+        const missing = status === 404 ? "is missing on the server" : "is refused by the server";
+        return response.ok ? await use(response) : fail(name, `${missing} (HTTP ${status})`, COPY);
       } catch (error) {
-        this.signal?.throwIfAborted();
+        signal()?.throwIfAborted();
         if (error instanceof RuntimeFailure) throw error;
         failures = position() > at ? 1 : failures + 1;
         at = position();
         if (failures >= ATTEMPTS) {
           const problem = `cannot be downloaded (${String(error).slice(0, 120)})`;
-          throw new RuntimeFailure(name, problem, "check the connection and load again: what has arrived is kept");
+          fail(name, problem, "check the connection and load again: what has arrived is kept");
         }
         await new Promise((resolve) => setTimeout(resolve, 100 * 4 ** (failures - 1)));
       }
     }
   }
 
+  /** A whole file. @param {string} name @param {RequestCache} cache */
+  function download(name, cache) {
+    return request(name, () => ({ cache }), async (response) => new Uint8Array(await response.arrayBuffer()));
+  }
+
   /** manifest.json; without a network, the last one seen. */
-  async manifest() {
-    const name = "manifest.json";
-    const key = `manifest-${await sha256(new TextEncoder().encode(this.base.href))}`;
-    try {
-      const response = await this.retry(name, () => this.request(name, { cache: "no-cache" }));
-      const bytes = new Uint8Array(await response.arrayBuffer());
-      await this.store.put(key, bytes);
-      return new TextDecoder().decode(bytes);
-    } catch (error) {
-      const kept = await this.store.backend?.get(key).catch(() => null);
-      if (!kept || !(error instanceof RuntimeFailure) || !error.problem.startsWith("cannot be")) throw error;
-      return new TextDecoder().decode(kept);
-    }
+  async function manifest() {
+    const key = `manifest-${await sha256(new TextEncoder().encode(base.href))}`;
+    const bytes = await download("manifest.json", "no-cache").catch(async (error) => {
+      const offline = error instanceof RuntimeFailure && error.problem.startsWith("cannot be");
+      return (offline && (await kept(key))) || Promise.reject(error);
+    });
+    await keep(key, bytes);
+    return new TextDecoder().decode(bytes);
   }
 
-  /** A small file whose SHA-256 is known. @param {string} name @param {string} hash */
-  async text(name, hash) {
-    let bytes = await this.store.get(hash);
-    for (const cache of /** @type {const} */ (["default", "reload"])) {
-      if (bytes) break;
-      const read = async () => new Uint8Array(await (await this.request(name, { cache })).arrayBuffer());
-      const data = await this.retry(name, read);
-      if ((await sha256(data)) === hash) await this.store.put(hash, (bytes = data));
-    }
-    if (!bytes) throw changed(name);
-    return new TextDecoder("utf-8", { fatal: true }).decode(bytes);
+  /** A small file whose SHA-256 is known, and whose name changes with its content. @param {string} name @param {string} hash */
+  async function text(name, hash) {
+    const bytes = (await verified(hash)) ?? (await checked(name, hash, await download(name, "default")));
+    return new TextDecoder().decode(bytes);
   }
 
-  /**
-   * Every block of a shard, in order, checked: `take(block number, bytes, from the network?)`.
-   * @param {Shard} shard
-   * @param {(number: number, bytes: Uint8Array, fetched: boolean) => Promise<void>} take
-   * @param {(nbytes: number) => void} received
-   */
-  async blocks(shard, take, received) {
-    const { blocks, block_nbytes, nbytes } = shard;
-    const size = (/** @type {number} */ i) => Math.min(block_nbytes, nbytes - i * block_nbytes);
+  /** Keep what was downloaded, if it is what was compiled.
+   * @param {string} name @param {string} hash @param {Uint8Array} bytes */
+  async function checked(name, hash, bytes) {
+    if ((await sha256(bytes)) !== hash) fail(name, "has other content than was compiled", `${COPY}, or ${RECOMPILE}`);
+    await keep(hash, bytes);
+    return bytes;
+  }
+
+  /** Every block of a shard, checked, in order. @param {Shard} shard @param {Take} take @param {Report} report */
+  async function blocks(shard, take, report) {
+    const { blocks } = shard;
     for (let i = 0; i < blocks.length; ) {
-      this.signal?.throwIfAborted();
-      const kept = (await this.store.has(blocks[i], size(i))) ? await this.store.get(blocks[i]) : null;
-      if (kept) {
-        await take(i++, kept, false);
+      signal()?.throwIfAborted();
+      const block = await verified(blocks[i]);
+      if (block) {
+        report(block.length, false);
+        await take(i++, block);
         continue;
       }
-      let end = i + 1;
-      while (end < blocks.length && !(await this.store.has(blocks[end], size(end)))) end++;
-      await this.fetchBlocks(shard, i, end, take, received);
-      i = end;
+      const first = i++;
+      while (i < blocks.length && !(await storage?.get(blocks[i]).catch(() => null))) i++;
+      await fetchBlocks(shard, first, i, take, report);
     }
   }
 
-  /** Blocks `first` to `end`, in one request if nothing breaks. While one is hashed, the next arrives.
-   * @param {Shard} shard @param {number} first @param {number} end
-   * @param {(number: number, bytes: Uint8Array, fetched: boolean) => Promise<void>} take
-   * @param {(nbytes: number) => void} received */
-  async fetchBlocks(shard, first, end, take, received) {
-    const [name, block] = [`weights/${shard.file}`, shard.block_nbytes];
-    const stop = Math.min(end * block, shard.nbytes);
-    let at = first * block;
-    let data = new Uint8Array(0);
+  /** Blocks `first` to `end`, in one request if nothing breaks. While one is hashed, the next arrives. What is kept
+   * in `storage` need not be in the browser's own cache as well: once on the disk is enough.
+   * @param {Shard} shard @param {number} first @param {number} end @param {Take} take @param {Report} report */
+  async function fetchBlocks({ file, blocks, block_nbytes: size, nbytes }, first, end, take, report) {
+    const name = `weights/${file}`;
+    const stop = Math.min(end * size, nbytes);
+    let at = first * size;
+    let block = new Uint8Array(0);
+    /** @type {Promise<unknown>} */
     let checking = Promise.resolve();
-    const finish = async (/** @type {number} */ number, /** @type {Uint8Array} */ bytes, /** @type {boolean} */ again) => {
-      if ((await sha256(bytes)) === shard.blocks[number]) {
-        await take(number, bytes, true);
-        await this.store.put(shard.blocks[number], bytes);
-      } else if (again) {
-        throw changed(name);
-      } else {
-        // Perhaps an old copy between here and the server: ask for this block once more, past every cache.
-        const [from, to] = [number * block, number * block + bytes.length];
-        const fill = async () => {
-          let filled = from;
-          for await (const chunk of this.range(name, shard, from, to, "reload")) {
-            bytes.set(chunk, filled - from);
-            filled += chunk.length;
+    const options = () => ({
+      cache: /** @type {RequestCache} */ (storage ? "no-store" : "no-cache"),
+      headers: at || stop < nbytes ? { range: `bytes=${at}-${stop - 1}` } : {},
+    });
+    const read = async (/** @type {Response} */ { headers, status, body }) => {
+      const total = status === 206 ? headers.get("content-range")?.split("/")[1] : headers.get("content-length");
+      if (Number(total) && Number(total) !== nbytes && !headers.get("content-encoding")) {
+        fail(name, `has ${total} bytes, not ${nbytes}`, COPY);
+      }
+      let skip = status === 206 ? 0 : at; // a server without Range sends everything
+      const reader = /** @type {ReadableStream<Uint8Array>} */ (body).getReader();
+      try {
+        while (at < stop) {
+          const { done, value } = await reader.read();
+          if (done) throw new Error("the connection was closed");
+          let chunk = value.subarray(skip, skip + stop - at);
+          skip = Math.max(0, skip - value.length);
+          report(chunk.length, true);
+          while (chunk.length) {
+            const within = at % size;
+            if (!within) block = new Uint8Array(Math.min(size, nbytes - at));
+            const part = chunk.subarray(0, block.length - within);
+            block.set(part, within);
+            at += part.length;
+            chunk = chunk.subarray(part.length);
+            if (within + part.length < block.length) continue;
+            await checking;
+            const [number, bytes] = [Math.ceil(at / size) - 1, block];
+            checking = checked(name, blocks[number], bytes).then(() => take(number, bytes));
+            checking.catch(() => {}); // awaited before the next block, or below
           }
-        };
-        await this.retry(name, fill);
-        await finish(number, bytes, true);
-      }
-    };
-    const read = async () => {
-      const cache = this.store.backend ? "no-store" : "default"; // once on the disk is enough
-      for await (let chunk of this.range(name, shard, at, stop, cache)) {
-        received(chunk.length);
-        while (chunk.length) {
-          const number = Math.floor(at / block);
-          const within = at - number * block;
-          if (!within) data = new Uint8Array(Math.min(block, shard.nbytes - at));
-          const part = chunk.subarray(0, data.length - within);
-          data.set(part, within);
-          at += part.length;
-          chunk = chunk.subarray(part.length);
-          if (within + part.length < data.length) continue;
-          await checking;
-          checking = finish(number, data, false);
-          checking.catch(() => {}); // awaited below, or before the next block
         }
+      } finally {
+        await reader.cancel().catch(() => {});
       }
     };
-    await this.retry(name, read, () => at);
+    await request(name, options, read, () => at);
     await checking;
   }
 
-  /** Bytes `at` to `stop` of a shard as they arrive; throws when the connection ends before.
-   * @param {string} name @param {Shard} shard @param {number} at @param {number} stop
-   * @param {RequestCache} cache @returns {AsyncGenerator<Uint8Array>} */
-  async *range(name, shard, at, stop, cache) {
-    const whole = at === 0 && stop === shard.nbytes;
-    const response = await this.request(name, whole ? { cache } : { cache, headers: { range: `bytes=${at}-${stop - 1}` } });
-    const total = response.headers.get("content-range")?.split("/")[1] ?? response.headers.get("content-length");
-    const encoded = response.headers.get("content-encoding");
-    if (!encoded && total && total !== "*" && Number(total) !== shard.nbytes) {
-      throw new RuntimeFailure(name, `has ${total} bytes, not ${shard.nbytes}`, COPY);
-    }
-    let skip = response.status === 206 ? 0 : at; // a server without Range sends everything
-    const reader = /** @type {ReadableStream<Uint8Array>} */ (response.body).getReader();
-    try {
-      while (at < stop) {
-        const { done, value } = await reader.read();
-        if (done) throw new Error("the connection was closed");
-        if (skip >= value.length) {
-          skip -= value.length;
-          continue;
-        }
-        const part = value.subarray(skip, skip + stop - at);
-        skip = 0;
-        at += part.length;
-        yield part;
-      }
-    } finally {
-      await reader.cancel().catch(() => {});
-    }
-  }
+  return { keep, manifest, text, blocks };
 }
-
-/** @param {string} name */
-const changed = (name) => new RuntimeFailure(name, "has other content than was compiled", `${COPY}, or ${RECOMPILE}`);
+/** @typedef {ReturnType<typeof openSource>} Source */

@@ -1,6 +1,4 @@
 /** The fields of manifest.json that the runtime reads; `runtime/schema.py` documents them all. */
-export type Check = (value: any) => void;
-
 export interface ModelPort {
   name: string;
   dtype: string;
@@ -40,26 +38,9 @@ export interface ShaderInfo {
   features?: string[];
 }
 
-export interface Dispatch {
-  step: string;
-  kernel: string;
-  shader: number;
-  bindings: number[][];
-  grid?: number[];
-  indirect?: number[];
-}
-
-export interface Copy {
-  step: string;
-  source: number;
-  source_offset: number;
-  target: number;
-  target_offset: number;
-  nbytes: number;
-}
-
 export interface Program {
   rows: number;
+  /** [kernel, range of binding 0, …], or a copy: {source, target}, also ranges. */
   steps: any[];
   inputs?: Port[];
   outputs?: Port[];
@@ -69,8 +50,12 @@ export interface Variant {
   name: string;
   features: string[];
   limits: Record<string, number>;
-  programs: Record<string, Program>;
+  /** Of each kernel [shader, grid] or null; a grid is three numbers or a range. */
+  launches: any[];
+  /** What it was tuned for. */
   adapter?: { vendor: string; device?: string };
+  /** All of them, as `decodeManifest` gives it. */
+  programs: Record<string, Program>;
 }
 
 export interface SequenceState {
@@ -94,7 +79,6 @@ export interface ModelInfo {
   outputs: ModelPort[];
 }
 
-/** As `decodeManifest` gives it: `variants` have every program, spelled out. */
 export interface Manifest {
   format: string;
   version: number;
@@ -103,6 +87,9 @@ export interface Manifest {
   buffers: BufferInfo[];
   shards: Shard[];
   shaders: ShaderInfo[];
+  /** [buffer, offset, nbytes] */
+  ranges: number[][];
+  programs: Record<string, Program>;
   variants: Variant[];
   sequence?: SequenceState;
   files?: Record<string, string>;

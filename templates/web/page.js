@@ -1,11 +1,21 @@
 /** The page around the runtime. Every text that comes from a model is set as text, never as HTML. */
+import { graphPage } from "./graph.js";
 import { clearCache, load } from "./runtime.js";
-import { TextStream, loadTokenizer } from "./text.js";
+import { TextStream, loadText } from "./text.js";
 
 const $ = (/** @type {string} */ id) => /** @type {any} */ (document.getElementById(id));
 const SETTINGS = ["temperature", "topK", "topP", "minP", "repetitionPenalty", "seed"];
+const ANNOUNCE_MS = 2000;
 const mebibytes = (/** @type {number} */ n) => `${(n / 2 ** 20).toFixed(n < 2 ** 24 ? 1 : 0)} MiB`;
 const begun = performance.now();
+let announced = -Infinity;
+
+/** @param {string} tag @param {any} [properties] @param {(Node | string)[]} [children] */
+function element(tag, properties = {}, children = []) {
+  const made = Object.assign(document.createElement(tag), properties);
+  made.append(...children);
+  return made;
+}
 
 /** @param {unknown} error */
 function showProblem(error) {
@@ -13,12 +23,15 @@ function showProblem(error) {
   $("problem").hidden = false;
 }
 
-/** @param {import("../../runtime/web/runtime.js").Progress} event */
+/** The bar moves with every event; its text, which screen readers speak, now and then.
+ * @param {import("../../runtime/web/progress.js").Progress} event */
 function showProgress(event) {
   if (event.status === "warning") $("summary").textContent = event.message;
   if (event.status !== "progress_total") return;
   const { progress = 0, loaded = 0, total = 0, fetched = 0, remaining } = event;
   $("bar").value = progress;
+  if (progress < 100 && performance.now() - announced < ANNOUNCE_MS) return;
+  announced = performance.now();
   const from = fetched ? "" : " from this browser's storage";
   const left = remaining ? `, ${Math.ceil(remaining)} s left` : "";
   const done = progress >= 100 ? "Preparing the GPU …" : `Loading${from}${left} …`;
@@ -26,36 +39,37 @@ function showProgress(event) {
 }
 
 async function main() {
-  const session = await load(".", { onProgress: showProgress });
+  const variant = new URLSearchParams(location.search).get("variant") ?? undefined;
+  const session = await load(".", { onProgress: showProgress, ...(variant ? { variant } : {}) });
   Object.assign(globalThis, { session }); // for the console
   const { model, files = {}, sequence } = session.manifest;
   document.title = $("model").textContent = model.name;
-  const { tokenizer, reason } = sequence ? await loadTokenizer(files) : { tokenizer: null, reason: "" };
+  if (sequence) textPage(session, await loadText(files));
+  else graphPage(session, showProblem);
   $("loading").hidden = true;
   showFacts(session);
-  if (sequence) textPage(session, tokenizer, reason);
-  else graphPage(session);
   document.body.dataset.ready = String(Math.round(performance.now() - begun));
 }
 
 /** @param {import("../../runtime/web/runtime.js").Session} session */
 function showFacts(session) {
-  const { shaders, sequence, producer } = session.manifest;
-  const info = session.adapterInfo;
+  const { shaders, sequence, producer, variants } = session.manifest;
+  const { description, vendor, architecture } = session.adapterInfo;
+  const others = variants.filter(({ name }) => name !== session.variant);
+  const links = others.map(({ name }) => element("a", { href: `?variant=${encodeURIComponent(name)}`, textContent: name }));
   const facts = {
-    Variant: session.variantReason,
-    GPU: info.description || [info.vendor, info.architecture].filter(Boolean).join(" ") || "not named by the browser",
-    "GPU memory": mebibytes(session.gpuBytes),
-    ...(sequence ? { "Context length": `${sequence.capacity} tokens` } : {}),
-    "Compiled by": producer,
+    Variant: [session.variantReason],
+    ...(links.length ? { "Try another": links.flatMap((link, i) => (i ? [", ", link] : [link])) } : {}),
+    GPU: [description || [vendor, architecture].filter(Boolean).join(" ") || "not named by the browser"],
+    "GPU memory": [mebibytes(session.gpuBytes)],
+    ...(sequence ? { "Context length": [`${sequence.capacity} tokens`] } : {}),
+    "Compiled by": [producer],
   };
   for (const [name, value] of Object.entries(facts)) {
-    $("fact-list").append(
-      Object.assign(document.createElement("dt"), { textContent: name }),
-      Object.assign(document.createElement("dd"), { textContent: value }),
-    );
+    $("fact-list").append(element("dt", { textContent: name }), element("dd", {}, value));
   }
-  shaders.forEach(({ file }, i) => $("shader").append(new Option(file, String(i))));
+  const own = new Set(variants.find(({ name }) => name === session.variant)?.launches.map((launch) => launch?.[0]));
+  shaders.forEach(({ file }, i) => own.has(i) && $("shader").append(new Option(file, String(i))));
   const show = async () => {
     const response = await fetch(`shaders/${shaders[Number($("shader").value)].file}`);
     $("wgsl").textContent = await response.text();
@@ -69,70 +83,89 @@ function showFacts(session) {
   $("facts").hidden = false;
 }
 
-/** @param {import("../../runtime/web/runtime.js").Session} session @param {any} tokenizer @param {string} reason */
-function textPage(session, tokenizer, reason) {
-  const words = session.manifest.sequence?.words ?? {};
-  for (const label of document.querySelectorAll("[data-word]")) {
-    /** @type {any} */ (label).hidden = !Object.hasOwn(words, /** @type {any} */ (label).dataset.word);
-  }
-  if (!tokenizer) {
-    $("prompt-hint").textContent = `Give token ids, as 1 2 3: ${reason}. Ctrl-Enter generates, Escape stops.`;
-  }
+/** @param {import("../../runtime/web/runtime.js").Session} session
+ * @param {Awaited<ReturnType<typeof loadText>>} text */
+function textPage(session, { tokenizer, render, reason, defaults }) {
   const output = $("output");
+  const keys = "Ctrl-Enter sends, Escape stops.";
   /** @type {AbortController | null} */
   let running = null;
   let ended = 0;
+  /** @type {{role: string, content: string}[]} */
+  let messages = [];
+  const chatting = () => render && $("chat").checked;
 
-  /** @param {string} text @param {string} [kind] */
-  const write = (text, kind = "") => {
-    const atEnd = output.scrollHeight - output.scrollTop - output.clientHeight < 40;
-    const last = output.lastChild;
-    if (last && last.className === kind) last.append(text);
-    else output.append(Object.assign(document.createElement("span"), { className: kind, textContent: text }));
-    if (atEnd) output.scrollTop = output.scrollHeight;
+  /** A new part of the output; returns what adds text to it. @param {string} kind @param {string} who */
+  const part = (kind, who) => {
+    const name = chatting() ? [element("b", { textContent: `${who}\n` })] : [];
+    const made = element(chatting() ? "p" : "span", { className: kind }, name);
+    output.append(made);
+    return (/** @type {string} */ words) => {
+      const atEnd = output.scrollHeight - output.scrollTop - output.clientHeight < 40;
+      made.append(words);
+      if (atEnd) output.scrollTop = output.scrollHeight;
+    };
   };
 
-  const encode = () => {
-    const text = $("prompt").value;
-    if (tokenizer) return tokenizer.encode(text, { add_special_tokens: session.tokens.length === 0 }).ids;
-    return text.split(/[\s,]+/).filter(Boolean).map(Number);
+  /** The tokens to add to the sequence for what the visitor wrote. @param {string} words */
+  const encode = async (words) => {
+    const known = session.tokens;
+    if (!tokenizer) return words.split(/[\s,]+/).filter(Boolean).map(Number);
+    if (!chatting()) return tokenizer.encode(words, { add_special_tokens: !known.length }).ids;
+    const ids = tokenizer.encode(render([...messages, { role: "user", content: words }]), { add_special_tokens: false }).ids;
+    let same = 0;
+    while (same < known.length && known[same] === ids[same]) same++;
+    await session.rewind(same); // what is the same is in the KV cache
+    return ids.slice(same);
+  };
+
+  const options = () => {
+    /** @type {any} */
+    const chosen = {};
+    for (const name of ["maxNewTokens", "tokensPerSubmit", ...SETTINGS]) {
+      if ($(name).value !== "") chosen[name] = Number($(name).value);
+    }
+    if (chosen.temperature === 0) for (const name of ["topK", "topP", "minP"]) delete chosen[name];
+    return chosen;
   };
 
   const generate = async () => {
-    running = new AbortController();
+    const { signal } = (running = new AbortController());
     $("problem").hidden = true;
     $("go").disabled = true;
     $("stop").disabled = false;
+    const words = $("prompt").value;
     const stream = new TextStream(tokenizer);
     const began = performance.now();
-    let [count, first] = [0, 0];
+    let [count, first, rate, answer] = [0, 0, "", ""];
     try {
-      const ids = encode();
-      /** @type {any} */
-      const options = { signal: running.signal };
-      for (const name of ["maxNewTokens", "tokensPerSubmit"]) options[name] = Number($(name).value);
-      for (const name of SETTINGS) {
-        if (!$(name).closest("label").hidden && $(name).value !== "") options[name] = Number($(name).value);
-      }
-      if (options.temperature === 0) for (const name of ["topK", "topP", "minP"]) delete options[name];
-      const tokens = session.generate(ids, options);
-      write($("prompt").value, "given");
+      const tokens = session.generate(await encode(words), { ...options(), signal });
+      part("given", "You")(words);
       $("prompt").value = "";
-      for await (const token of tokens) {
-        first ||= performance.now();
-        count++;
-        write(stream.push(token));
-        const seconds = (performance.now() - first) / 1000;
-        if (count > 1 && seconds) $("rate").textContent = `${((count - 1) / seconds).toFixed(1)} tokens/s`;
+      const write = part("answer", session.manifest.model.name);
+      const add = (/** @type {string} */ more) => {
+        answer += more;
+        write(more);
+      };
+      try {
+        for await (const token of tokens) {
+          first ||= performance.now();
+          count++;
+          add(stream.push(token));
+          const seconds = (performance.now() - first) / 1000;
+          if (count > 1 && seconds) $("rate").textContent = rate = `${((count - 1) / seconds).toFixed(1)} tokens/s`;
+        }
+      } finally {
+        add(stream.finish());
+        if (chatting()) messages.push({ role: "user", content: words }, { role: "assistant", content: answer });
       }
     } catch (error) {
-      if (!running.signal.aborted) showProblem(error);
+      if (!signal.aborted) showProblem(error);
     }
-    write(stream.finish());
-    const rate = $("rate").textContent.split(",")[0];
-    const why = running.signal.aborted ? "stopped" : session.finishReason;
-    $("rate").textContent = `${rate}, ${count} tokens, first after ${Math.round(first - began)} ms${why ? `, ended: ${why}` : ""}`;
-    $("announce").textContent = `Generation ended after ${count} tokens.`;
+    const why = signal.aborted ? "stopped" : session.finishReason;
+    const facts = [rate, `${count} tokens`, first && `first after ${Math.round(first - began)} ms`, why && `ended: ${why}`];
+    $("rate").textContent = facts.filter(Boolean).join(", ");
+    $("announce").textContent = `${answer.slice(0, 2000)}\nGeneration ended after ${count} tokens.`;
     $("go").disabled = false;
     $("stop").disabled = true;
     running = null;
@@ -141,6 +174,24 @@ function textPage(session, tokenizer, reason) {
   };
 
   const stop = () => running?.abort();
+  const startOver = async () => {
+    stop();
+    await session.reset();
+    messages = [];
+    output.replaceChildren();
+    $("rate").textContent = "";
+    $("prompt").focus();
+  };
+  const showMode = () => {
+    document.querySelector("label[for=prompt]").textContent = chatting() ? "Message" : "Prompt";
+    $("go").textContent = chatting() ? "Send" : "Generate";
+  };
+
+  for (const [name, value] of Object.entries(defaults)) $(name).value = value;
+  $("prompt-hint").textContent = tokenizer ? keys : `Give token ids, as 1 2 3: ${reason}. ${keys}`;
+  $("chat").closest("label").hidden = !render;
+  showMode();
+  $("chat").addEventListener("change", () => startOver().then(showMode, showProblem));
   $("prompt-form").addEventListener("submit", (/** @type {Event} */ event) => {
     event.preventDefault();
     if (!running) generate();
@@ -150,54 +201,8 @@ function textPage(session, tokenizer, reason) {
   });
   document.addEventListener("keydown", (event) => event.key === "Escape" && stop());
   $("stop").addEventListener("click", stop);
-  $("reset").addEventListener("click", async () => {
-    stop();
-    await session.reset();
-    output.replaceChildren();
-    $("rate").textContent = "";
-    $("prompt").focus();
-  });
+  $("reset").addEventListener("click", () => startOver().catch(showProblem));
   $("text").hidden = false;
-}
-
-/** @param {import("../../runtime/web/runtime.js").Session} session */
-function graphPage(session) {
-  const ports = Object.values(session.manifest.variants.find(({ name }) => name === session.variant)?.programs ?? {})[0].inputs ?? [];
-  for (const { name, dtype, shape } of ports) {
-    const label = document.createElement("label");
-    label.textContent = `${name}: ${dtype} [${shape.join(", ")}] `;
-    const input = document.createElement("input");
-    input.placeholder = "empty for random values; or numbers, as 1 2 3";
-    label.append(input);
-    $("inputs").append(label);
-  }
-  $("graph-form").addEventListener("submit", async (/** @type {Event} */ event) => {
-    event.preventDefault();
-    $("problem").hidden = true;
-    try {
-      const fields = [...$("inputs").querySelectorAll("input")];
-      const inputs = Object.fromEntries(
-        ports.map(({ name, dtype, shape }, i) => {
-          const size = shape.reduce((/** @type {number} */ n, dim) => n * Number(dim), 1);
-          const random = () => (dtype.startsWith("float") ? 2 * Math.random() - 1 : 0);
-          const text = fields[i].value.trim();
-          return [name, text ? text.split(/[\s,]+/).map(Number) : Array.from({ length: size }, random)];
-        }),
-      );
-      const began = performance.now();
-      const outputs = await session.run(inputs);
-      $("timing").textContent = `${(performance.now() - began).toFixed(1)} ms`;
-      $("outputs").textContent = Object.entries(outputs)
-        .map(([name, { type, dims, data }]) => {
-          const values = Array.from(data.slice(0, 100), (v) => (typeof v === "number" ? Number(v.toPrecision(6)) : v));
-          return `${name}: ${type} [${dims.join(", ")}]\n${values.join(" ")}${data.length > 100 ? " …" : ""}`;
-        })
-        .join("\n\n");
-    } catch (error) {
-      showProblem(error);
-    }
-  });
-  $("graph").hidden = false;
 }
 
 main().catch((error) => {

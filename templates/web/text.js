@@ -2,20 +2,49 @@
 
 const REPLACEMENT = "\ufffd";
 
+const SPECIAL_TOKENS = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+/** The settings of the page and their names in generation_config.json. */
+const SAMPLING = { temperature: "temperature", topK: "top_k", topP: "top_p", minP: "min_p", repetitionPenalty: "repetition_penalty" };
+
 /**
- * The tokenizer of the artifact, or null with the reason why the page takes token ids instead of text.
+ * What the artifact has for text: its tokenizer, or null with the reason why the page takes token ids; the chat
+ * template as a function of messages, or null; and how its makers want tokens to be chosen.
  * @param {Record<string, string>} files the manifest's
  */
-export async function loadTokenizer(files) {
-  if (!Object.hasOwn(files, "tokenizer.json")) return { tokenizer: null, reason: "there is no tokenizer.json" };
-  if (!Object.hasOwn(files, "tokenizers.js")) return { tokenizer: null, reason: "the tokenizer library was not built in" };
-  const read = async (/** @type {string} */ name) => (Object.hasOwn(files, name) ? (await fetch(name)).json() : {});
-  const [{ Tokenizer }, json, config] = await Promise.all([
-    import("./tokenizers.js"),
-    read("tokenizer.json"),
-    read("tokenizer_config.json"),
-  ]);
-  return { tokenizer: new Tokenizer(json, config), reason: "" };
+export async function loadText(files) {
+  const has = (/** @type {string} */ name) => Object.hasOwn(files, name);
+  const read = async (/** @type {string} */ name) => (has(name) ? (await fetch(name)).json() : {});
+  const [config, map, generation, genai] = await Promise.all(
+    ["tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "genai_config.json"].map(read),
+  );
+  const defaults = samplingDefaults({ ...generation, ...genai.search });
+  const missing = !has("tokenizer.json") ? "there is no tokenizer.json" : "the tokenizer library was not built in";
+  if (!has("tokenizer.json") || !has("tokenizers.js")) return { tokenizer: null, render: null, reason: missing, defaults };
+  const [{ Tokenizer }, json] = await Promise.all([import("./tokenizers.js"), read("tokenizer.json")]);
+  const render = has("jinja.js") ? await chatTemplate(has("chat_template.jinja"), config, { ...map, ...config }) : null;
+  return { tokenizer: new Tokenizer(json, config), render, reason: "", defaults };
+}
+
+/** As runtime/chat_template.py does it. @param {boolean} file @param {any} config @param {any} special */
+async function chatTemplate(file, config, special) {
+  let source = file ? await (await fetch("chat_template.jinja")).text() : config.chat_template;
+  if (Array.isArray(source)) source = (source.find(({ name }) => name === "default") ?? source[0])?.template;
+  if (typeof source !== "string") return null;
+  const { Template } = await import("./jinja.js");
+  const template = new Template(source);
+  const names = SPECIAL_TOKENS.map((name) => [name, special[name]?.content ?? special[name]]);
+  const tokens = Object.fromEntries(names.filter(([, token]) => typeof token === "string"));
+  const fixed = { tools: null, documents: null, ...tokens, add_generation_prompt: true };
+  return (/** @type {{role: string, content: string}[]} */ messages) => /** @type {string} */ (template.render({ ...fixed, messages }));
+}
+
+/** As runtime/sampling_defaults.py does it: without do_sample only the repetition penalty counts.
+ * @param {any} config @returns {Record<string, number>} */
+function samplingDefaults(config) {
+  const all = config.do_sample === true;
+  const own = Object.entries(SAMPLING).filter(([name]) => all || name === "repetitionPenalty");
+  const values = own.map(([name, theirs]) => [name, config[theirs]]).filter(([, value]) => Number.isFinite(value));
+  return { ...(all ? { temperature: 1 } : {}), ...Object.fromEntries(values) };
 }
 
 /** Tokens in, text out as soon as it is certain: a token may be a part of a character, and its text may depend

@@ -11,10 +11,11 @@ globalThis.crypto ??= webcrypto;
 const { folder, modules, expected, npm } = JSON.parse(readFileSync(process.env.CONTRACT, "utf8"));
 const { create, globals } = await import(createRequire(path.join(npm, "x.js")).resolve("webgpu"));
 Object.assign(globalThis, globals);
+globalThis.Float16Array ??= Uint16Array; // before Node 24; what is computed here means nothing anyway
 const gpu = create(["backend=null"]);
 const module = (name) => import(path.join(modules, name));
 const { load } = await module("runtime.js");
-const { sha256, Store } = await module("store.js");
+const { sha256 } = await module("store.js");
 
 const bytesOf = (name) => readFileSync(path.join(folder, name));
 const clone = () => JSON.parse(bytesOf("manifest.json"));
@@ -52,7 +53,7 @@ test("loads, with progress as transformers.js has it", async () => {
   const kinds = [...new Set(events.map(({ status }) => status))];
   assert.deepEqual(kinds.sort(), ["done", "download", "initiate", "progress", "progress_total", "ready"]);
   const totals = events.filter(({ status }) => status === "progress_total").map(({ progress }) => progress);
-  assert.ok(totals.length > 2 && totals[0] === 0 && totals.at(-1) === 100);
+  assert.ok(totals.length >= 2 && totals[0] === 0 && totals.at(-1) === 100);
   assert.deepEqual(totals, [...totals].sort((a, b) => a - b));
   assert.match(session.variantReason, /^portable: /);
   await session.destroy();
@@ -77,30 +78,19 @@ test("every program encodes without a word from Dawn", async () => {
 
 test("words, chunks and sampling are Python's", async () => {
   const { wordsOf, chooseChunks } = await module("sequence.js");
-  const { checkSampling } = await module("sampling.js");
+  const { samplingWords } = await module("sampling.js");
   for (const [n, sizes, chunks] of expected.chunks) assert.deepEqual(chooseChunks(n, sizes), chunks, `${n}`);
   for (const [options, words] of expected.sampling) {
-    assert.deepEqual(checkSampling(options, words).words, words, JSON.stringify(options));
+    assert.deepEqual(samplingWords(options).sampling, words, JSON.stringify(options));
   }
   const state = clone().sequence;
   const call = { past: 3, nTokens: 9, limit: 20, stopTokens: [5, 6], sampling: { top_k: 7 } };
-  const placed = {};
-  for (const [first, values] of wordsOf(state, call)) values.forEach((value, i) => (placed[first + i] = value));
+  const placed = wordsOf(state, 64, call);
   const at = (name) => placed[state.words[name]];
   assert.deepEqual([at("past_length"), at("length"), at("total_length"), at("call_length")], [3, 1, 4, 9]);
   assert.deepEqual([at("n_tokens"), at("limit"), at("stop"), at("n_stop_tokens")], [9, 20, 0, 2]);
   assert.deepEqual([placed[state.words.stop_tokens], placed[state.words.stop_tokens + 1]], [5, 6]);
-  for (const [name, value] of Object.entries(expected.sampling[0][1])) if (name === "top_k") assert.equal(at(name), 7);
-});
-
-test("float16 as IEEE 754 has it", async () => {
-  const { fromHalf, toHalf } = await module("ports.js");
-  for (let bits = 0; bits < 65536; bits++) {
-    const value = fromHalf(bits);
-    if (Number.isNaN(value)) continue;
-    assert.equal(toHalf(value), bits, `${bits}`);
-  }
-  for (const [value, bits] of expected.halves) assert.equal(toHalf(value), bits, `${value}`);
+  assert.deepEqual([at("top_k"), at("sampling")], [7, 0]);
 });
 
 test("refuses what cannot be used, in a sentence", async () => {
@@ -112,9 +102,10 @@ test("refuses what cannot be used, in a sentence", async () => {
   refuse(() => session.generate([1], { maxNewTokens: -1 }), /maxNewTokens: is -1/);
   refuse(() => session.generate([1], { tokensPerSubmit: 0.5 }), /tokensPerSubmit: is 0.5/);
   refuse(() => session.generate([1], { temperature: -1 }), /temperature: is -1/);
-  refuse(() => session.generate(Array(expected.capacity + 1).fill(1)), /the prompt has/);
-  await assert.rejects(session.run({ ids: [1] }), /is not the model's/);
-  await assert.rejects(session.run({ input_ids: [1], attention_mask: [1] }), /cannot be given|is not the model's/);
+  refuse(() => session.generate(Array(expected.capacity + 1).fill(1)), /the KV cache: holds \d+ positions: 0 tokens of history and \d+ new ones are too many; call reset/);
+  await assert.rejects(session.run({ ids: [1] }), /input 'ids': cannot be given/);
+  await assert.rejects(session.run({ input_ids: [1] }, ["y"]), /output 'y': is not the model's; choose from /);
+  await assert.rejects(session.run({ input_ids: [1], attention_mask: [1] }), /cannot be given; leave it out/);
   await assert.rejects(session.run({ input_ids: [] }), /is empty/);
   assert.deepEqual(session.tokens, []);
   const controller = new AbortController();
@@ -126,17 +117,17 @@ test("refuses what cannot be used, in a sentence", async () => {
 const damage = [
   ["another format", (m) => (m.format = "onnx"), /was not written by webgpu-compile/],
   ["a newer schema", (m) => (m.version = 3), /has schema version 3, and this runtime reads 2/],
-  ["a wrong type", (m) => (m.buffers[0].nbytes = "4"), /breaks the schema: buffers.0.nbytes is not a whole number/],
+  ["a wrong type", (m) => (m.buffers[0].nbytes = "4"), /breaks the schema: buffers.0.nbytes is no whole number/],
+  ["a size that is no size", (m) => (m.buffers[0].nbytes = -4), /breaks the schema: buffers.0.nbytes is no whole number/],
   ["a missing field", (m) => delete m.model.name, /model lacks name/],
-  ["a path as a file name", (m) => (m.shards[0].file = "../x"), /is not a file name/],
-  ["a binding out of range", (m) => (m.ranges[m.programs.decode.steps[0][1]][2] = 2 ** 40), /uses a range outside of its buffer/],
-  ["a shader that is not there", (m) => (m.variants[0].launches[0][0] = 9999), /does not bind/],
-  ["a range that is not there", (m) => (m.programs.decode.steps[0][1] = 9999), /range 9999 does not exist/],
-  ["a kernel that is not there", (m) => (m.programs.decode.steps[0][0] = 9999), /kernel 9999 of variant '.*' does not exist/],
-  ["a kernel that the variant does not run", (m) => (m.variants[0].launches[0] = null), /kernel 0 of variant/],
-  ["a shard of another size", (m) => (m.shards[0].nbytes += 4), /and its buffer differ in size/],
+  ["a binding out of range", (m) => (m.ranges[m.programs.decode.steps[0][1]][2] = 2 ** 40), /program 'decode': breaks WebGPU's rules; compile the model again/],
+  ["a shader that is not there", (m) => (m.variants[0].launches[0][0] = 9999), /program '.*': breaks WebGPU's rules/],
+  ["a range that is not there", (m) => (m.programs.decode.steps[0][1] = 9999), /program 'decode': breaks WebGPU's rules/],
+  ["a kernel that is not there", (m) => (m.programs.decode.steps[0][0] = 9999), /program 'decode': breaks WebGPU's rules/],
+  ["a kernel that the variant does not run", (m) => (m.variants[0].launches[0] = null), /program '.*': breaks WebGPU's rules/],
+  ["a grid beyond every limit", (m) => (m.variants[0].launches[0][1] = [2 ** 20, 1, 1]), /breaks WebGPU's rules/],
+  ["a shard of another size", (m) => (m.shards[0].nbytes += 4), /and its buffer or blocks differ in size/],
   ["a word outside the buffer", (m) => (m.sequence.words.stop = 60000), /too small for its words/],
-  ["two words in one place", (m) => (m.sequence.words.stop = m.sequence.words.limit), /two words of the sequence are the same/],
   ["no decode program", (m) => delete m.programs.decode, /lacks 'decode'/],
   ["a limit that nobody has", (m) => (m.variants[0].limits["max-buffer-size"] = 2 ** 50), /needs maxBufferSize \(needs/],
   ["a feature that nobody has", (m) => (m.variants[0].features = ["subgroups", "shader-f16"]), null],
@@ -192,7 +183,7 @@ test("a variant tuned for one adapter is for that one, unless it is forced", asy
 test("what a server can do wrong", async () => {
   const gone = () => new Response("", { status: 404 });
   await assert.rejects(loadFrom({ "manifest.json": gone }), /manifest.json: is missing on the server \(HTTP 404\)/);
-  await assert.rejects(loadFrom({ "manifest.json": () => Buffer.from("<html>") }), /damaged or cut short/);
+  await assert.rejects(loadFrom({ "manifest.json": () => Buffer.from("<html>") }), /manifest.json: is cut short, or was not written by webgpu-compile; copy the whole folder/);
   await assert.rejects(loadFrom({ [weights]: gone }), /is missing on the server/);
   await assert.rejects(loadFrom({ [weights]: () => Buffer.from("<html>") }), /has 6 bytes, not/);
   const flipped = Buffer.from(bytesOf(weights));
@@ -229,15 +220,14 @@ test("a broken download goes on where it stopped", async () => {
 test("blocks that were kept are not fetched; damaged ones are", async () => {
   const kept = new Map();
   const backend = {
-    size: async (key) => kept.get(key).length,
-    get: async (key) => kept.get(key).slice().buffer,
+    get: async (key) => new Blob([kept.get(key) ?? assert.fail("not there")]),
     put: async (key, bytes) => void kept.set(key, bytes.slice()),
     clear: async () => kept.clear(),
   };
-  const { Source } = await module("source.js");
+  const { openSource } = await module("source.js");
   const read = async () => {
     const { fetch, log } = server();
-    const source = new Source(new URL("http://x/"), new Store(backend), fetch);
+    const source = openSource(new URL("http://x/"), fetch, backend);
     const parts = [];
     await source.blocks(shard, async (number, bytes) => void parts.push(Buffer.from(bytes)), () => {});
     assert.ok(Buffer.concat(parts).equals(bytesOf(weights)));
@@ -259,11 +249,49 @@ test("a full disk is a warning", async () => {
   const full = async () => {
     throw Object.assign(new Error("full"), { name: "QuotaExceededError" });
   };
-  const store = new Store({ size: full, get: full, put: full, clear: full }, (text) => warnings.push(text));
-  await store.put("key", new Uint8Array(4));
-  await store.put("key", new Uint8Array(4));
+  const { openSource } = await module("source.js");
+  const source = openSource(null, null, { get: full, put: full, clear: full }, (text) => warnings.push(text));
+  await source.keep("key", new Uint8Array(4));
+  await source.keep("key", new Uint8Array(4));
   assert.equal(warnings.length, 1);
-  assert.match(warnings[0], /the browser's storage is full/);
+  assert.match(warnings[0], /this browser's storage is full: what is not kept will be loaded again/);
+});
+
+test("without a network the manifest last seen is taken, and nothing that was never there", async () => {
+  const kept = new Map();
+  const storage = { get: async (key) => new Blob([kept.get(key) ?? assert.fail()]), put: async (key, bytes) => void kept.set(key, bytes) };
+  const { openSource } = await module("source.js");
+  const base = new URL("http://x/");
+  const text = await openSource(base, server().fetch, storage).manifest();
+  assert.deepEqual(JSON.parse(text), clone());
+  const offline = () => Promise.reject(new TypeError("Failed to fetch"));
+  assert.equal(await openSource(base, offline, storage).manifest(), text);
+  await assert.rejects(openSource(new URL("http://y/"), offline, storage).manifest(), /cannot be downloaded/);
+  const gone = openSource(base, async () => new Response("", { status: 404 }), storage);
+  await assert.rejects(gone.manifest(), /is missing on the server/, "a server that answers is believed");
+});
+
+test("the sequence can be taken back", async () => {
+  const session = await loadFrom();
+  await session.run({ input_ids: [1, 2, 3, 4] });
+  await session.rewind(2);
+  assert.deepEqual(session.tokens, [1, 2]);
+  await session.run({ input_ids: [5] });
+  assert.deepEqual(session.tokens, [1, 2, 5]);
+  await session.destroy();
+});
+
+test("the replay loop itself takes nothing", async () => {
+  const { encode } = await module("replay.js");
+  const pass = { setPipeline() {}, setBindGroup() {}, dispatchWorkgroups() {}, end() {} };
+  const dispatches = Array.from({ length: 100 }, () => ({ pipeline: pass, group: pass, grid: [1, 2, 3], indirect: null }));
+  const work = Array(100).fill([{ pass: dispatches }]);
+  const rounds = Array.from({ length: 20 }, () => {
+    const began = performance.now();
+    encode({ beginComputePass: () => pass }, work);
+    return (1e3 * (performance.now() - began)) / 10_000;
+  });
+  assert.ok(Math.min(...rounds) < 0.5, `${Math.min(...rounds)} µs a dispatch`);
 });
 
 test("the device may be lost between calls", async () => {

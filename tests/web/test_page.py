@@ -18,16 +18,19 @@ from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 from tokenizers import Tokenizer
 from web.faulty_server import FaultyServer, faulty_server
 from webgpu_compile.models import preset
-
-pytestmark = pytest.mark.slow  # minutes on SwiftShader, and one case still depends on the machine's load
+from webgpu_compile.runtime.text_generator import TextGenerator
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "models" / "demo" / "int4"
 FLAGS = ["--headless=new", "--no-sandbox", "--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"]
 # Float activations: with int8 a rounding that differs between two GPUs may choose another token.
 TINY = {"max_length": 128, "activations": "float", "prefill_chunks": (16,), "variants": ("portable",)}
-READY = 100_000
-"""Milliseconds. SwiftShader compiles about five shaders a second on two busy cores."""
+PATIENCE = 600_000
+"""Milliseconds that anything may take: SwiftShader compiles one shader a second on two busy cores."""
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}[{{ message.role }}] {{ message.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant] {% endif %}"
+)
 PROMPT = [1, 7, 300, 42, 5, 9]
 COLLECT = """async (options) => {
   await session.reset();
@@ -37,6 +40,32 @@ COLLECT = """async (options) => {
 }""".replace("PROMPT", json.dumps(PROMPT))
 
 
+REPLAY = """async () => {
+  // The least time of many to encode 1,000 dispatches that are never submitted, in µs a dispatch.
+  const { encode } = await import("./replay.js");
+  const { device } = session;
+  const module = device.createShaderModule({
+    code: `@group(0) @binding(0) var<storage, read_write> x: array<u32>;
+      @compute @workgroup_size(1) fn main() { x[0] = 1u; }`,
+  });
+  const pipeline = device.createComputePipeline({ layout: "auto", compute: { module } });
+  const buffer = device.createBuffer({ size: 256, usage: GPUBufferUsage.STORAGE });
+  const group = device.createBindGroup({
+    layout: pipeline.getBindGroupLayout(0),
+    entries: [{ binding: 0, resource: { buffer } }],
+  });
+  const pass = Array.from({ length: 1000 }, () => ({ pipeline, group, grid: [1, 1, 1], indirect: null }));
+  let least = Infinity;
+  for (let round = 0; round < 60; round++) {
+    const encoder = device.createCommandEncoder();
+    const began = performance.now();
+    encode(encoder, [[{ pass }]]);
+    least = Math.min(least, performance.now() - began);
+    encoder.finish();
+    await device.queue.onSubmittedWorkDone();
+  }
+  return least;
+}"""
 CONTRAST = """() => {
   // The least contrast ratio of any text to the page's or its own ground (WCAG 2.2, relative luminance).
   const canvas = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
@@ -77,12 +106,18 @@ def browser() -> Iterator[Browser]:
 def context(browser: Browser) -> Iterator[BrowserContext]:
     """A fresh profile: nothing is stored."""
     with browser.new_context(viewport={"width": 1000, "height": 900}, reduced_motion="reduce") as context:
+        context.set_default_timeout(PATIENCE)
         yield context
 
 
 @pytest.fixture(scope="module")
-def tiny(artifacts: Any) -> Path:
-    return artifacts.compile(preset("tiny-llama"), **TINY)
+def tiny(artifacts: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of the recipe, with a chat template beside it."""
+    folder = tmp_path_factory.mktemp("chat") / "tiny"
+    shutil.copytree(artifacts.model(preset("tiny-llama")).parent, folder)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    webgpu_compile.compile(folder, folder / "out", **TINY)
+    return folder / "out"
 
 
 @pytest.fixture
@@ -97,7 +132,7 @@ def open_page(context: BrowserContext, url: str) -> Page:
     page.errors = []  # type: ignore[attr-defined]
     page.on("pageerror", lambda error: page.errors.append(str(error)))  # type: ignore[attr-defined]
     page.goto(url)
-    page.wait_for_selector("body[data-ready]", timeout=READY)
+    page.wait_for_selector("body[data-ready]")
     assert page.errors == []  # type: ignore[attr-defined]
     return page
 
@@ -162,6 +197,34 @@ def test_a_recipe_model_generates_what_python_does(
         PROMPT,
     )
     assert aborted == ["AbortError", expected[:8]]
+
+    chat(page, tiny)
+
+
+def chat(page: Page, folder: Path) -> None:
+    """Two turns in the page are what Python's text generator makes of them, token for token."""
+    page.evaluate("session.reset()")
+    page.locator("summary", has_text="Settings").click()
+    for name, value in {"maxNewTokens": 5, "temperature": 0}.items():
+        page.fill(f"#{name}", str(value))
+    name = page.text_content("h1")
+    shown = ""
+    messages: list[dict[str, str]] = []
+    with TextGenerator(folder, variant="portable") as generator:
+        for turn, words in enumerate(["aa bb", "and cc"], start=1):
+            page.get_by_label("Message").fill(words)
+            page.get_by_role("button", name="Send").click()
+            page.wait_for_selector(f"#output[data-ended='{turn}']")
+            assert not problem(page) or page.is_hidden("#problem")
+            messages.append({"role": "user", "content": words})
+            answer = "".join(generator.chat(messages, max_new_tokens=5, temperature=0))
+            messages.append({"role": "assistant", "content": answer})
+            shown += f"You\n{words}{name}\n{answer}"
+            assert page.text_content("#output") == shown
+            assert page.evaluate("session.tokens") == generator.session.tokens
+    page.get_by_label("Chat, with the model's own template").uncheck()
+    page.wait_for_selector("button:has-text('Generate')")
+    assert page.text_content("#output") == ""
 
 
 @pytest.fixture(scope="module")
@@ -245,6 +308,17 @@ def test_storage_resume_and_damage(context: BrowserContext, matrix: Path) -> Non
         assert again == w[:, 0].sum()
 
 
+def test_replay_takes_less_than_a_microsecond_a_dispatch(context: BrowserContext, matrix: Path) -> None:
+    modules = ROOT / "runtime" / "web"
+    context.route("**/replay.js", lambda route: route.fulfill(path=modules / "replay.js"))
+    context.route("**/errors.js", lambda route: route.fulfill(path=modules / "errors.js"))
+    with faulty_server(matrix) as server:
+        page = open_page(context, server.url)
+        cost = page.evaluate(REPLAY)
+    print(f"encoding: {cost:.2f} µs a dispatch")
+    assert 0 < cost < 1
+
+
 def test_a_gpu_that_is_too_small_says_so(context: BrowserContext, server: FaultyServer) -> None:
     context.add_init_script(
         """const request = GPU.prototype.requestAdapter;
@@ -288,13 +362,26 @@ def test_a_model_that_is_no_language_model(context: BrowserContext, tmp_path: Pa
         page.wait_for_selector("#outputs:has-text('z: float32')")
         assert page.text_content("#outputs") == "z: float32 [2, 3]\n1 2 6 0 5 13"
         assert (page.text_content("#timing") or "").endswith(" ms")
+        page.get_by_label("Times").fill("3")
+        page.get_by_label("y: float32 [2, 3]").fill("")
+        page.get_by_role("button", name="Run").click()
+        page.wait_for_selector("#timing:has-text('ms, the median of 3')")
+        assert page.text_content("#outputs") != "z: float32 [2, 3]\n1 2 6 0 5 13", "random values"
         page.get_by_label("x: float32 [2, 3]").fill("1 2")
         page.get_by_role("button", name="Run").click()
         page.wait_for_selector("#problem:visible")
         assert "input 'x': has 2 values, not [2,3]" in problem(page)
 
 
-def test_the_demo_page(context: BrowserContext, artifacts: Any) -> None:
+def longest_task(trace: Path, mark: str) -> float:
+    """Milliseconds that the longest task of a thread that set `mark` computed, whatever else ran."""
+    events = json.loads(trace.read_bytes())["traceEvents"]
+    threads = {(e["pid"], e["tid"]) for e in events if e["name"] == mark}
+    tasks = [e for e in events if e["name"].endswith("RunTask") and (e["pid"], e["tid"]) in threads]
+    return max(task.get("tdur", 0) for task in tasks) / 1000
+
+
+def test_the_demo_page(browser: Browser, context: BrowserContext, artifacts: Any, tmp_path: Path) -> None:
     """What a visitor does: read the progress, type, generate, stop, look at the facts and the WGSL."""
     folder = artifacts.compile(DEMO / "model.onnx", variants=("portable",), prefill_chunks=(16,))
     tokenizer = Tokenizer.from_file(str(DEMO / "tokenizer.json"))
@@ -303,42 +390,45 @@ def test_the_demo_page(context: BrowserContext, artifacts: Any) -> None:
     assert 1 < len(ids) <= 16
     expected = tokenizer.decode(python_tokens(folder, ids, 6))
     context.add_init_script(
-        """globalThis.progress = [];
+        """performance.mark("the page");
+        globalThis.progress = [];
         const watch = () => {
           const bar = document.getElementById("bar");
           if (!bar) return requestAnimationFrame(watch);
           new MutationObserver(() => progress.push(bar.value)).observe(bar, { attributes: true });
         };
-        watch();
-        globalThis.longest = 0;
-        new PerformanceObserver((list) => {
-          for (const { duration } of list.getEntries()) longest = Math.max(longest, duration);
-        }).observe({ type: "longtask", buffered: true });"""
+        watch();"""
     )
     with faulty_server(folder) as server:
+        browser.start_tracing(path=tmp_path / "trace.json", categories=["toplevel", "blink.user_timing"])
         page = open_page(context, server.url)
+        browser.stop_tracing()
         assert not problem(page)
-        # Milliseconds that the page stood still while loading. 50 is the aim, and what an idle machine keeps;
-        # a task is measured by the clock on the wall, and tests run beside others.
-        assert page.evaluate("longest") < 250
+        longest = longest_task(tmp_path / "trace.json", "the page")
+        print(f"longest task of the main thread while loading: {longest:.1f} ms of its time")
+        # Measured: 10 to 20 (docs/performance.md). From 50 on a page feels stuck.
+        assert 1 < longest < 50
         seen = page.evaluate("progress")
         assert len(seen) > 3, seen
         assert seen == sorted(seen)
         assert seen[-1] == 100
         assert {path for path in server.sent if not path.startswith(("/shaders/", "/weights/"))} <= {
-            "/", "/manifest.json", "/runtime.js", "/page.js", "/text.js", "/page.css",
+            "/", "/manifest.json", "/runtime.js", "/page.js", "/text.js", "/graph.js", "/page.css",
             "/tokenizers.js", "/tokenizer.json", "/tokenizer_config.json",
+            "/generation_config.json", "/genai_config.json",
         }  # fmt: skip
-        assert page.title() == page.text_content("h1") == "int4"
+        assert page.title() == page.text_content("h1") == "demo/int4"
         facts = page.text_content("#fact-list") or ""
         assert "portable: the artifact's first choice" in facts
 
         page.fill("#prompt", text)
         page.locator("summary", has_text="Settings").click()
-        page.fill("#maxNewTokens", "6")
-        page.fill("#tokensPerSubmit", "1")
+        assert page.input_value("#temperature") == "0.6", "as generation_config.json says"
+        assert page.is_hidden("#chat"), "it has no template"
+        for name, value in {"maxNewTokens": "6", "tokensPerSubmit": "1", "temperature": "0"}.items():
+            page.fill(f"#{name}", value)
         page.locator("#prompt").press("Control+Enter")
-        page.wait_for_selector("#output[data-ended='1']", timeout=READY)
+        page.wait_for_selector("#output[data-ended='1']")
         assert page.text_content("#output") == text + expected
         assert "6 tokens" in (page.text_content("#rate") or "")
 
@@ -347,7 +437,7 @@ def test_the_demo_page(context: BrowserContext, artifacts: Any) -> None:
         page.click("#go")
         page.wait_for_selector("#rate:has-text('tokens/s')")
         page.keyboard.press("Escape")
-        page.wait_for_selector("#output[data-ended='2']", timeout=READY)
+        page.wait_for_selector("#output[data-ended='2']")
         assert "stopped" in (page.text_content("#rate") or "")
         page.click("#reset")
         assert page.text_content("#output") == ""
