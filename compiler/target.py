@@ -36,7 +36,9 @@ class Target:
     """One variant. Kernels stay within `SPEC_LIMITS` in all of them; only features differ.
 
     `f16`: `enable f16;` may be used. `subgroups`: subgroup operations may be used, of any subgroup size
-    from 4 to 128. `adapter`: made for that one; others run another variant.
+    from 4 to 128. `adapter`: made for that one; others run another variant. `cpu`: for adapters that a CPU
+    plays (SwiftShader, lavapipe), where barriers and big shaders are dear
+    (docs/decisions/0005-a-variant-for-software-gpus.md).
     """
 
     name: str
@@ -44,6 +46,7 @@ class Target:
     subgroups: bool = False
     shapes: Shapes = GENERIC
     adapter: Adapter | None = None
+    cpu: bool = False
     features: tuple[str, ...] = field(init=False, default=())
 
     def __post_init__(self) -> None:
@@ -57,8 +60,9 @@ TARGETS = {
         Target("f16-subgroups", f16=True, subgroups=True),
         Target("subgroups", subgroups=True),
         Target("portable"),
+        Target("software", cpu=True),
     )
 }
 """By name, most demanding first: the order in which the runtime tries them."""
 
-DEFAULT_TARGETS = ("f16-subgroups", "portable")
+DEFAULT_TARGETS = ("f16-subgroups", "portable", "software")

@@ -92,7 +92,7 @@ class Bench:
     def run(self, test: Trial, repeats: int) -> Result:
         """One unmeasured repetition, then `repeats` measured ones."""
         self.warm_up()
-        samples = [self._once(test) for _ in range(repeats + 1)]
+        samples = [self.once(test) for _ in range(repeats + 1)]
         return Result(test, tuple(samples[1:]))
 
     def go_to(self, depth: int) -> None:
@@ -101,7 +101,18 @@ class Bench:
         if depth:
             self._feed(depth)
 
-    def _once(self, test: Trial) -> float:
+    def prompt(self, n: int) -> list[int]:
+        """`n` random tokens, the same ones every time."""
+        ids: list[int] = np.random.default_rng(n).integers(0, self._vocab_size, n).tolist()
+        return ids
+
+    def tokens(self, prompt: Sequence[int], n: int) -> list[int]:
+        """The `n` most likely tokens after `prompt`."""
+        self._session.reset()
+        return list(self._session.generate(prompt, n, stop_tokens=()))
+
+    def once(self, test: Trial) -> float:
+        """Tokens per second of one repetition."""
         self.go_to(test.depth if test.n_prompt or test.depth else 1)
         start = time.perf_counter()
         if test.n_prompt:
@@ -112,8 +123,7 @@ class Bench:
 
     def _feed(self, n: int) -> None:
         """`n` new tokens into the cache; the one sampled after them is waited for."""
-        ids = np.random.default_rng(n).integers(0, self._vocab_size, n)
-        for _ in self._session.generate(ids, 1, stop_tokens=()):
+        for _ in self._session.generate(self.prompt(n), 1, stop_tokens=()):
             pass
 
     def _generate(self, n: int) -> None:

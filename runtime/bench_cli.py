@@ -11,11 +11,12 @@ from .artifact import open_artifact
 from .bench import Bench, Result, Trial, check_fits, plan
 from .bench_ceilings import Ceilings, measure_ceilings
 from .bench_kernels import ProgramTime, time_program
-from .bench_report import Report, text
+from .bench_peer import COMPARED, PEERS, Peer, agreement, side_by_side, start_peer
+from .bench_report import PeerResults, Report, text
 from .bench_timer import GpuTimer
 from .chunks import choose_chunks
 from .details import ProgramDetails, read_details
-from .device import choose_variant, request_adapter
+from .device import choose_variant, is_software, request_adapter
 from .errors import RuntimeFailure
 from .inspect_tables import printable
 from .limits import NATIVE_FEATURES, granted
@@ -65,6 +66,10 @@ def lengths(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int
     help="Tokens that the GPU makes on its own before they are read.",
 )
 @click.option("--kernels/--no-kernels", default=True, help="Time every kernel by GPU timestamps.")
+@click.option(
+    "--peer", type=click.Choice(list(PEERS)), help="Run --model by another runtime too, turn by turn."
+)
+@click.option("--model", type=click.Path(), help="The ONNX model that was compiled, for --peer.")
 def main(folder: str, form: str, **options: Any) -> None:
     """Benchmark the language model in FOLDER: prompts (pp) and generation (tg), in tokens per second.
 
@@ -87,12 +92,16 @@ def run(
     variant: str | None,
     tokens_per_submit: int,
     kernels: bool,
+    peer: str | None = None,
+    model: str | None = None,
 ) -> Report:
     """Load the artifact on a device of its own and measure.
 
     Raises:
-        RuntimeFailure: the artifact or the adapter cannot be used, or a test does not fit the cache.
+        RuntimeFailure: the artifact, the adapter or the peer cannot be used, or a test does not fit.
     """
+    if (peer is None) != (model is None):
+        raise RuntimeFailure("--peer and --model", "go together", "give both or none")
     artifact = open_artifact(folder)
     manifest = artifact.manifest
     if manifest.sequence is None:
@@ -106,7 +115,12 @@ def run(
     try:
         with load(folder, variant=chosen.name, device=device) as session:
             bench = Bench(session, manifest.sequence.vocab_size, tokens_per_submit)
-            results = [bench.run(test, repeats) for test in tests]
+            theirs = None
+            if peer is None or model is None:
+                results = [bench.run(test, repeats) for test in tests]
+            else:
+                with start_peer(peer, model, manifest.sequence.capacity, is_software(adapter)) as running:
+                    results, theirs = _compare(bench, running, tests, repeats)
             ceilings, programs = None, []
             if timestamps:
                 details = read_details(artifact)
@@ -127,9 +141,15 @@ def run(
                 results=results,
                 ceilings=ceilings,
                 programs=programs,
+                peer=theirs,
             )
     finally:
         device.destroy()
+
+
+def _compare(bench: Bench, peer: Peer, tests: list[Trial], repeats: int) -> tuple[list[Result], PeerResults]:
+    ours, theirs = side_by_side(bench, peer, tests, repeats)
+    return ours, PeerResults(peer.name, theirs, agreement(bench, peer), COMPARED)
 
 
 def _device(adapter: Any, variant: Variant, timestamps: bool) -> Any:

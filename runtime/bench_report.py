@@ -16,6 +16,19 @@ from .inspect_tables import printable
 
 
 @dataclass(frozen=True, slots=True)
+class PeerResults:
+    """The same tests by another runtime, turn by turn.
+
+    Of `n_compared` greedy tokens after one prompt the first `n_equal` are the same.
+    """
+
+    name: str
+    results: Sequence[Result]
+    n_equal: int
+    n_compared: int
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """Everything measured in one run. `ceilings` is None, and `programs` empty, without GPU timestamps."""
 
@@ -29,6 +42,7 @@ class Report:
     results: Sequence[Result]
     ceilings: Ceilings | None = None
     programs: Sequence[ProgramTime] = field(default=())
+    peer: PeerResults | None = None
 
 
 def text(report: Report, form: str) -> str:
@@ -53,6 +67,19 @@ def document(report: Report) -> dict[str, Any]:
         "tests": [_test(result) for result in report.results],
         "ceilings": asdict(report.ceilings) if report.ceilings else None,
         "programs": [asdict(program) for program in report.programs],
+        **({"peer": _peer_document(report, report.peer)} if report.peer else {}),
+    }
+
+
+def _peer_document(report: Report, peer: PeerResults) -> dict[str, Any]:
+    return {
+        "name": peer.name,
+        "tests": [
+            {**_test(theirs), "ratio": ours.mean / theirs.mean}
+            for ours, theirs in zip(report.results, peer.results, strict=True)
+        ],
+        "n_equal": peer.n_equal,
+        "n_compared": peer.n_compared,
     }
 
 
@@ -90,6 +117,8 @@ def _markdown(report: Report) -> str:
         f"{report.tokens_per_submit} tokens per submit",
         _table(("model", "weights", "backend", "variant", "test", "t/s"), rows, right=1),
     ]
+    if report.peer is not None:
+        parts.append(_side_by_side(report, report.peer))
     if report.ceilings is not None:
         ceilings = report.ceilings
         parts.append(
@@ -98,6 +127,18 @@ def _markdown(report: Report) -> str:
         )
     parts += [_program(program, report.results) for program in report.programs]
     return "\n\n".join(parts) + "\n"
+
+
+def _side_by_side(report: Report, peer: PeerResults) -> str:
+    rows = [
+        (ours.test.name, _rate(ours), _rate(theirs), f"{ours.mean / theirs.mean:.2f}")
+        for ours, theirs in zip(report.results, peer.results, strict=True)
+    ]
+    head = (
+        f"Side by side with {printable(peer.name)}, turn by turn; "
+        f"of {peer.n_compared} greedy tokens the first {peer.n_equal} are the same."
+    )
+    return f"{head}\n\n{_table(('test', 't/s', 't/s of the peer', 'ratio'), rows, right=3)}"
 
 
 def _rate(result: Result) -> str:

@@ -63,6 +63,8 @@ def _prepare_instance() -> None:
 def choose_variant(variants: Sequence[Variant], gpu: Any, forced: str | None = None) -> tuple[Variant, str]:
     """The first variant that `gpu` (an adapter or a device) can run, and a sentence saying why.
 
+    Where a CPU plays the GPU, those made for that come before all but those tuned for it; elsewhere last.
+
     Raises:
         RuntimeFailure: no variant can run, or `forced` cannot or does not exist.
     """
@@ -74,7 +76,8 @@ def choose_variant(variants: Sequence[Variant], gpu: Any, forced: str | None = N
             )
         variants = [variant for variant in variants if variant.name == forced]
     refused: list[str] = []
-    for variant in variants:
+    software = is_software(gpu)
+    for variant in sorted(variants, key=lambda v: v.adapter is None and v.software != software):
         lacks = lacking(variant, gpu, forced is not None)
         if not lacks:
             return variant, _reason(variant, refused, forced is not None)
@@ -105,9 +108,16 @@ def _wrong_adapter(variant: Variant, gpu: Any) -> list[str]:
     return [f"the adapter {wanted.device or wanted.vendor}"]
 
 
+def is_software(gpu: Any) -> bool:
+    """Whether a CPU plays this GPU, as lavapipe and SwiftShader let it."""
+    return bool(_info(gpu)["adapter_type"] == "CPU")
+
+
 def _reason(variant: Variant, refused: list[str], forced: bool) -> str:
     if forced:
         return f"{variant.name}: asked for"
+    if variant.software:
+        return f"{variant.name}: made for GPUs that a CPU plays"
     if not refused:
         return f"{variant.name}: the artifact's first choice"
     return f"{variant.name}: the best that this adapter runs ({'; '.join(refused)})"
@@ -143,11 +153,11 @@ def names_of(gpu: Any) -> tuple[str, str]:
     return vendor, name
 
 
-def _info(gpu: Any) -> Any:
-    return gpu.info if hasattr(gpu, "info") else gpu.adapter_info
-
-
 def describe(gpu: Any) -> str:
     """The name of an adapter, or of a device's."""
     info = _info(gpu)
     return f"{info['device']} ({info['backend_type']})"
+
+
+def _info(gpu: Any) -> Any:
+    return gpu.info if hasattr(gpu, "info") else gpu.adapter_info

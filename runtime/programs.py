@@ -49,7 +49,7 @@ class Program:
 class Variant:
     """One shader set with the WebGPU features and limits that it needs, and its programs.
 
-    `adapter` is the GPU that it was tuned for.
+    `adapter` is the GPU that it was tuned for; `software` is for GPUs that a CPU plays.
     """
 
     name: str
@@ -57,6 +57,7 @@ class Variant:
     limits: Mapping[str, int]
     programs: Mapping[str, Program]
     adapter: Adapter | None = None
+    software: bool = False
 
 
 def spell_out(manifest: Manifest) -> tuple[Variant, ...]:
@@ -81,7 +82,9 @@ def _variant(manifest: Manifest, variant: schema.Variant) -> Variant:
                 where = f"program {name!r} of variant {variant.name!r}, step {number}"
                 raise InconsistencyError(f"{where}: {error}") from None
         programs[name] = Program(program.rows, tuple(steps), tuple(program.inputs), tuple(program.outputs))
-    return Variant(variant.name, variant.features, variant.limits, programs, variant.adapter)
+    return Variant(
+        variant.name, variant.features, variant.limits, programs, variant.adapter, variant.software
+    )
 
 
 def _step(

@@ -198,7 +198,7 @@ class Variant(Record, frozen=True):
     `limits` has WebGPU's names with dashes (max-buffer-size for maxBufferSize); a limit that it does not name
     is the specification's default. One with an `adapter` is left out on others. `launches` has an entry a
     kernel, null for one that it does not run. `programs` are those that it has otherwise than the manifest
-    says for all variants, or alone.
+    says for all variants, or alone. `software`: for adapters that a CPU plays (WebGPU's fallback adapters).
     """
 
     name: Name
@@ -207,10 +207,12 @@ class Variant(Record, frozen=True):
     launches: list[Launch | None]
     programs: dict[Name, Program] = {}
     adapter: Adapter | None = None
+    software: bool = False
 
 
 class Manifest(Record, frozen=True):
-    """The whole artifact. The runtime takes the first variant of the list that the adapter can run.
+    """The whole artifact. The runtime takes the first variant of the list that the adapter can run:
+    those that are `software` before others where a CPU plays the GPU, and after them where none does.
 
     A step of a program names a kernel and the ranges that it binds; the variant says which shader the kernel
     is, over which grid. A decoder has the programs `decode` (rows 1; also `decode_sampled`, if it can sample)

@@ -45,7 +45,10 @@ def bless() -> bool:
 
 
 class Artifacts:
-    """Models of our own recipe and what they compile to, made once per (config, options) and process."""
+    """Models of our own recipe and what they compile to, made once per (config, options) and process.
+
+    Without `variants` those for GPUs: on a machine without one, `software` would be what every test sees.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -73,6 +76,7 @@ class Artifacts:
     def _made(self, model: Any, options: Mapping[str, Any]) -> tuple[Path, Any]:
         import webgpu_compile
 
+        options = {"variants": ("f16-subgroups", "portable"), **options}
         key = (model, tuple(sorted(options.items())))
         if key not in self._compiled:
             path = model if isinstance(model, Path) else self.model(model)

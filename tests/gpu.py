@@ -16,6 +16,7 @@ from webgpu_compile.compiler.program import Access, IndirectGrid, Kernel, Progra
 from webgpu_compile.compiler.target import TARGETS, Target
 
 ALL_TARGETS = tuple(TARGETS.values())
+GPU_TARGETS = tuple(target for target in ALL_TARGETS if not target.cpu)
 GUARD = 64
 """Guard words behind every writable binding: a kernel that writes past its end is noticed."""
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from gpu import run_kernel
 from webgpu_compile.compiler.lowering import linear as lowering
+from webgpu_compile.compiler.lowering import linear_cpu
 from webgpu_compile.compiler.lowering.linear_format import Linear, Segment
 from webgpu_compile.compiler.lowering.quantize import quantized_tensor
 from webgpu_compile.compiler.program import DType, Kernel
@@ -159,6 +160,8 @@ def run(kernel: Kernel, target: Target, arrays: dict[str, np.ndarray]) -> dict[s
 
 
 def run_gemv(case: Case, target: Target, x: np.ndarray, **options: Any) -> np.ndarray:
+    if target.cpu:
+        return run_product(case, target, x, **options)
     [kernel] = lowering.gemv(case.linear, "x", "y", nodes=("n",), **options)
     y = np.full((1, case.linear.n), np.nan, np.float32)
     return run(kernel, target, case.arrays(x=x, y=y, sequence=words()))["y"]
@@ -167,7 +170,18 @@ def run_gemv(case: Case, target: Target, x: np.ndarray, **options: Any) -> np.nd
 def run_gemm(
     case: Case, target: Target, x: np.ndarray, length: int | None = None, **options: Any
 ) -> np.ndarray:
+    if target.cpu:
+        return run_product(case, target, x, length, epilogue=options.get("epilogue"))
     [kernel] = lowering.gemm(case.linear, "x", "y", len(x), nodes=("n",), **options)
+    y = np.full((len(x), case.linear.n), np.nan, np.float32)
+    state = words(length=len(x) if length is None else length)
+    return run(kernel, target, case.arrays(x=x, y=y, sequence=state))["y"]
+
+
+def run_product(
+    case: Case, target: Target, x: np.ndarray, length: int | None = None, **options: Any
+) -> np.ndarray:
+    [kernel] = linear_cpu.product(case.linear, "x", "y", len(x), nodes=("n",), **options)
     y = np.full((len(x), case.linear.n), np.nan, np.float32)
     state = words(length=len(x) if length is None else length)
     return run(kernel, target, case.arrays(x=x, y=y, sequence=state))["y"]

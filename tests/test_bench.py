@@ -6,15 +6,19 @@ import csv
 import io
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from decoder_cases import of
+from webgpu_compile.runtime import bench_peer
 from webgpu_compile.runtime.artifact import open_artifact
 from webgpu_compile.runtime.bench import Result, Trial, plan
 from webgpu_compile.runtime.bench_cli import main
+from webgpu_compile.runtime.bench_peer import PEERS
+from webgpu_compile.runtime.device import is_software, request_adapter
 from webgpu_compile.runtime.programs import Dispatch
 
 CONFIG = of("tiny-llama", n_layers=1)
@@ -92,7 +96,7 @@ def test_forms(folder: Path) -> None:
 
 
 def test_markdown_names_kernels_and_ceilings(folder: Path) -> None:
-    table = bench(folder, "-p", 0, "-n", 2, "-r", 1)
+    table = bench(folder, "-p", 0, "-n", 2, "-r", 1, "--variant", "portable")
     assert "Ceilings of this device" in table
     assert "gemv_q4_int8_argmax" in table
     assert re.search(
@@ -124,3 +128,90 @@ def test_plan_is_in_llama_benchs_order() -> None:
         "tg128 @ d64",
     ]
     assert Result(Trial(1, 0, 0), (4.0,)).deviation == 0
+
+
+# -- side by side with another runtime
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Path]:
+    """Puts the fake in the place of the only peer; returns its log."""
+
+    def install(*failure: str) -> Path:
+        script, log = Path(__file__).with_name("fake_peer.py"), tmp_path / "log"
+        wrapper = tmp_path / "peer.py"
+        wrapper.write_text(
+            f"import runpy, sys\nsys.argv = {[str(script), str(log), *failure]}\n"
+            f"runpy.run_path({str(script)!r}, run_name='__main__')\n"
+        )
+        monkeypatch.setitem(PEERS, "onnxruntime-webgpu", str(wrapper))
+        return log
+
+    return install
+
+
+def peer_options(artifacts: Any) -> list[object]:
+    return ["--peer", "onnxruntime-webgpu", "--model", artifacts.model(CONFIG), "--no-kernels"]
+
+
+def test_a_peer_is_asked_the_same_in_turns(folder: Path, artifacts: Any, fake: Any) -> None:
+    log = fake()
+    options = [*peer_options(artifacts), "-p", 4, "-n", 6, "-d", "0,8", "-r", 2, "-o", "json"]
+    document = json.loads(bench(folder, *options))
+    beginning, *requests = map(json.loads, log.read_text().splitlines())
+    assert beginning["model"] == str(artifacts.model(CONFIG).resolve())
+    assert beginning["capacity"] == 256
+    assert beginning["software"] == ("1" if is_software(request_adapter()) else "")
+    shapes = [(len(r["before"]), len(r["prompt"]), r["generate"]) for r in requests]
+    tests = [(0, 4, 0), (1, 0, 6), (8, 4, 0), (8, 0, 6)]
+    assert shapes == [shape for shape in tests for _ in range(3)] + [(16, 0, 16)]
+    found = document["peer"]
+    assert found["name"] == "a fake | peer"
+    assert [test["avg_ts"] for test in found["tests"]] == [2, 3, 2, 3]
+    for ours, theirs in zip(document["tests"], found["tests"], strict=True):
+        assert ours["test"] == theirs["test"]
+        assert len(theirs["samples_ts"]) == 2
+        assert theirs["ratio"] == ours["avg_ts"] / theirs["avg_ts"]
+    assert (found["n_equal"], found["n_compared"]) == (0, 16)  # it always says 0
+
+
+def test_the_table_has_both(folder: Path, artifacts: Any, fake: Any) -> None:
+    fake()
+    text = bench(folder, *peer_options(artifacts), "-p", 0, "-n", 6, "-r", 1)
+    assert (
+        "Side by side with a fake | peer, turn by turn; of 16 greedy tokens the first 0 are the same." in text
+    )
+    row = next(line for line in text.splitlines() if "3.00 ± 0.00" in line)
+    _, name, ours, theirs, ratio, _ = (cell.strip() for cell in row.split("|"))
+    assert (name, theirs) == ("tg6", "3.00 ± 0.00")
+    assert float(ratio) == pytest.approx(float(ours.split()[0]) / 3, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("failure", "message"),
+    [
+        ("refuses", "the peer: fails (ModuleNotFoundError: No module named 'onnxruntime'); pip install"),
+        ("dies", "the peer: ended without an answer (exit code 3)"),
+    ],
+)
+def test_a_peer_that_fails(folder: Path, artifacts: Any, fake: Any, failure: str, message: str) -> None:
+    fake(failure)
+    done = CliRunner().invoke(main, [str(folder), *map(str, peer_options(artifacts)), "-n", "2", "-p", "0"])
+    assert done.exit_code == 2
+    assert message in done.stderr
+
+
+def test_peer_and_model_go_together(folder: Path) -> None:
+    for options in (["--model", "x"], ["--peer", "onnxruntime-webgpu"]):
+        done = CliRunner().invoke(main, [str(folder), *options])
+        assert done.exit_code == 2
+        assert "--peer and --model: go together; give both or none" in done.stderr
+    options = ["--peer", "onnxruntime-webgpu", "--model", "nowhere", "--no-kernels", "-p", "8", "-n", "0"]
+    done = CliRunner().invoke(main, [str(folder), *options])
+    assert "--model nowhere: is no ONNX file, nor a folder with model.onnx; give one" in done.stderr
+
+
+def test_a_peers_process_imports_nothing_of_ours() -> None:
+    source = (Path(bench_peer.__file__).with_name(PEERS["onnxruntime-webgpu"])).read_text()
+    assert "webgpu_compile import" not in source
+    assert "from ." not in source

@@ -21,7 +21,7 @@ from webgpu_compile.runtime.sampling import checked_sampling
 ROOT = Path(__file__).resolve().parents[1]
 NPM = Path(os.environ.get("WEB_TEST_MODULES", ROOT / ".cache" / "web"))
 """Where `make web-deps` puts what tests/web/package.json names."""
-MAX_MANIFEST, MAX_RUNTIME, MAX_PAGE, MAX_WGSL = 48_000, 40_000, 24_000, 326_000
+MAX_MANIFEST, MAX_RUNTIME, MAX_PAGE, MAX_WGSL = 70_000, 40_300, 24_000, 326_000
 """Bytes of what the demo model's page downloads besides weights and tokenizer."""
 OPTIONS = {"max_length": 256, "prefill_chunks": (16, 64), "variants": ("portable",)}
 

@@ -80,6 +80,7 @@ def manifest(
             "limits": limits(plan, programs),
             "launches": schedules.launches(variant),
             **({"programs": own} if (own := schedules.own(variant)) else {}),
+            **({"software": True} if shaders.targets[variant].cpu else {}),
         }
         for variant, programs in plan.variants.items()
     ]

@@ -35,15 +35,17 @@ class Schedules:
             users = {
                 v: p for v, programs in plan.variants.items() for p in programs if p.program.name == name
             }
-            alike = len({self._signature(planned) for planned in users.values()}) == 1
-            if alike and len(users) == len(self._variants):
-                self._shared[name] = self._program(users)
-            else:
-                for variant, planned in users.items():
-                    self._own[variant][name] = self._program({variant: planned})
+            signatures = {variant: self._signature(planned) for variant, planned in users.items()}
+            if len(users) == len(self._variants):  # most run the first one's form
+                common = signatures[self._variants[0]]
+                alike = {v: planned for v, planned in users.items() if signatures[v] == common}
+                self._shared[name] = self._program(alike)
+                users = {v: planned for v, planned in users.items() if v not in alike}
+            for variant, planned in users.items():
+                self._own[variant][name] = self._program({variant: planned})
 
     def shared(self) -> dict[str, Json]:
-        """The programs that all variants run, by name."""
+        """The programs that variants share, by name; some may have another form of their own."""
         return self._shared
 
     def own(self, variant: str) -> dict[str, Json]:

@@ -18,6 +18,7 @@ from .attention import (
     decode_attention,
     rope_append,
 )
+from .attention_cpu import attention_cpu
 from .builder import WEIGHT_STORAGE, Op, lower
 from .linear_epilogue import RopeAppend
 from .matmul import project, projection
@@ -52,6 +53,9 @@ def qkv_attention(op: Op) -> list[Kernel]:
     linear = projection(op)
     heads = op.attr("num_heads") + 2 * op.attr("kv_num_heads")
     layer = Layer.of(op, past=5, cos=9, head_size=linear.n // heads)
+    if op.builder.target.cpu:
+        qkv = op.scratch("qkv", DType.F32, (1, linear.n)).name
+        return [*project(op, linear, qkv), *layer.append(op, qkv), *layer.attend(op)]
     return [*project(op, linear, layer.q, layer.rope_append()), *layer.attend(op)]
 
 
@@ -114,7 +118,7 @@ class Layer:
             **{name: getattr(rope, name) for name in names},
         )
         grid = None
-        if decoder.indirect_attention and builder.rows == 1:
+        if decoder.indirect_attention and builder.rows == 1 and not builder.target.cpu:
             tensor = attention_grid(f"attention_grid/{attention.window}")
             grid = builder.tensor(tensor.name, tensor.dtype, tensor.shape, tensor.role).name
         q_shape = (builder.rows, attention.heads * head_size)
@@ -152,16 +156,20 @@ class Layer:
 
     def attend(self, op: Op) -> list[Kernel]:
         """Kernels from the rotated q and the cache to the output."""
-        block = op.attr(INT8_BLOCK, 0)
+        block, rows = op.attr(INT8_BLOCK, 0), op.builder.rows
         out = write_int8(op) if block else op.write().name
-        if op.builder.rows > 1:
-            return [*_declared(op, self._prefill(op, out, out_int8=block > 0))]
-        if not block or self.attention.n_splits > 1:
-            return [*_declared(op, self._decode(op, out, out_int8=block > 0))]
-        # Nothing is merged, and the kernel that attends to a single split knows no int8.
+        if not op.builder.target.cpu:
+            if rows > 1:
+                return [*_declared(op, self._prefill(op, out, out_int8=block > 0))]
+            if not block or self.attention.n_splits > 1:
+                return [*_declared(op, self._decode(op, out, out_int8=block > 0))]
+        # Nothing is merged, and the kernels that attend without a merge know no int8.
+        attend = self._attend_cpu if op.builder.target.cpu else self._decode
+        if not block:
+            return [*_declared(op, attend(op, out))]
         width = self.attention.heads * self.attention.head_size
-        y = op.scratch("y", DType.F32, (1, width)).name
-        return [*_declared(op, self._decode(op, y)), quantize(y, out, 1, width, block, nodes=op.nodes)]
+        y = op.scratch("y", DType.F32, (rows, width)).name
+        return [*_declared(op, attend(op, y)), quantize(y, out, rows, width, block, nodes=op.nodes)]
 
     def _decode(self, op: Op, out: str, *, out_int8: bool = False) -> Lowered:
         return decode_attention(
@@ -175,6 +183,18 @@ class Layer:
             nodes=op.nodes,
             head_sink=self.head_sink,
             grid=self.grid,
+        )
+
+    def _attend_cpu(self, op: Op, out: str) -> Lowered:
+        return attention_cpu(
+            self.attention,
+            op.builder.rows,
+            q=self.q,
+            k_cache=self.k_cache,
+            v_cache=self.v_cache,
+            out=out,
+            nodes=op.nodes,
+            head_sink=self.head_sink,
         )
 
     def _prefill(self, op: Op, out: str, *, out_int8: bool) -> Lowered:

@@ -117,7 +117,7 @@ def gemv(
         n_groups = _gemv_groups(linear, segment, shape)
         grid = fold_grid(n_groups)
         constants = {
-            **_constants(linear, segment, x_limit=linear.n_chunks * linear.chunk, x_int8=int8),
+            **layer_constants(linear, segment, x_limit=linear.n_chunks * linear.chunk, x_int8=int8),
             **epilogue_constants(epilogue, linear),
             **_shape_constants(shape),
             "rows": 1,
@@ -133,15 +133,15 @@ def gemv(
         partials_begin += n_groups
         kernels.append(
             Kernel(
-                name=name or _name("gemv", linear, epilogue),
+                name=name or kernel_name("gemv", linear, epilogue),
                 template="linear_gemv.wgsl.j2",
                 workgroup=(shape.threads, 1, 1),
                 grid=grid,
-                bindings=(*_inputs(linear, segment, x, sequence), *outputs(epilogue, y)),
+                bindings=(*input_bindings(linear, segment, x, sequence), *outputs(epilogue, y)),
                 constants=tuple(sorted(constants.items())),
                 nodes=nodes,
                 workgroup_nbytes=4 * (shape.tile_rows * (shape.lanes + 2) + 2 * shape.threads + 1),
-                work=_work(linear, segment),
+                work=multiplications(linear, segment),
             )
         )
     return kernels
@@ -202,7 +202,7 @@ def gemm(
         if isinstance(shape, TileShape):
             grid = (n_tiles, -(-rows // shape.rows), 1)
         constants = {
-            **_constants(linear, segment, x_limit=-(-linear.k // FLOAT_STEP) * FLOAT_STEP, x_int8=int8),
+            **layer_constants(linear, segment, x_limit=-(-linear.k // FLOAT_STEP) * FLOAT_STEP, x_int8=int8),
             **epilogue_constants(epilogue, linear),
             **own,
             "rows": rows,
@@ -221,15 +221,15 @@ def gemm(
         }
         kernels.append(
             Kernel(
-                name=name or _name(kind, linear, epilogue),
+                name=name or kernel_name(kind, linear, epilogue),
                 template=template,
                 workgroup=(shape.threads, 1, 1),
                 grid=grid,
-                bindings=(*_inputs(linear, segment, x, sequence), *outputs(epilogue, y)),
+                bindings=(*input_bindings(linear, segment, x, sequence), *outputs(epilogue, y)),
                 constants=tuple(sorted(constants.items())),
                 nodes=nodes,
                 workgroup_nbytes=workgroup_nbytes,
-                work=rows * _work(linear, segment),
+                work=rows * multiplications(linear, segment),
             )
         )
     return kernels
@@ -315,7 +315,7 @@ def _gemv_groups(linear: Linear, segment: Segment, shape: GemvShape) -> int:
     return -(-(segment.end - segment.begin) * (2 if linear.gated else 1) // shape.tile_rows)
 
 
-def _constants(linear: Linear, segment: Segment, x_limit: int, x_int8: bool) -> dict[str, Constant]:
+def layer_constants(linear: Linear, segment: Segment, x_limit: int, x_int8: bool) -> dict[str, Constant]:
     """What the templates linear_x and linear_params read. `x_limit`: x is read at columns below it."""
     rows = (segment.end - segment.begin) * (2 if linear.gated else 1)
     zeros_word, bias_word = params_words(linear, rows)[:2]
@@ -349,19 +349,19 @@ def _constants(linear: Linear, segment: Segment, x_limit: int, x_int8: bool) -> 
     }
 
 
-def _inputs(linear: Linear, segment: Segment, x: str, sequence: str | None) -> list[Binding]:
+def input_bindings(linear: Linear, segment: Segment, x: str, sequence: str | None) -> list[Binding]:
     bindings = [Binding("x", x), Binding("weights", segment.weights)]
     if segment.params:
         bindings.append(Binding("params", segment.params))
     return [*([Binding("sequence", sequence)] if sequence else []), *bindings]
 
 
-def _work(linear: Linear, segment: Segment) -> int:
+def multiplications(linear: Linear, segment: Segment) -> int:
     """Multiply-accumulates per row of x."""
     return (segment.end - segment.begin) * (2 if linear.gated else 1) * linear.k
 
 
-def _name(kind: str, linear: Linear, epilogue: Epilogue) -> str:
+def kernel_name(kind: str, linear: Linear, epilogue: Epilogue) -> str:
     suffix = {
         Plain: "",
         Gated: "_gated",

@@ -12,12 +12,14 @@ from ..passes.function_bodies import INT8_BLOCK
 from ..passes.functions import int8_block
 from ..passes.fuse_residual_norm import deferred_epsilon
 from ..program import DType, Kernel, Role
+from . import linear_cpu
 from .builder import WEIGHT_STORAGE, Op, lower
 from .linear import gemm, gemv, n_partials
 from .linear_epilogue import Argmax, Epilogue, Gated, Residual
 from .linear_format import Linear
 from .linear_weights import Part, dense_linear, q4_linear
-from .quantize import write_int8
+from .norm import norm_kernel
+from .quantize import quantize, write_int8
 
 
 @lower(
@@ -47,9 +49,14 @@ def matmul_bias(op: Op) -> list[Kernel]:
 @lower("GatedMatMulNBits", domain="webgpu_compile", limits="made by the compiler")
 def gated_matmul_nbits(op: Op) -> list[Kernel]:
     """y = act(x · gateᵀ) · (x · upᵀ), both 4-bit; y is int8 where one row of it is read so."""
-    int8 = bool(op.attr(INT8_BLOCK))
+    linear = nbits_linear(op, (1, 2, 3, 4), (5, 6, 7, 8))
+    act, int8 = op.attr("activation"), op.attr(INT8_BLOCK)
+    if int8 and op.builder.target.cpu:
+        y = op.scratch("y", DType.F32, (1, linear.n)).name
+        to_int8 = quantize(y, write_int8(op), 1, linear.n, int8, nodes=op.nodes, sequence=op.sequence)
+        return [*project(op, linear, y, Gated(act)), to_int8]
     y = write_int8(op) if int8 else op.write().name
-    return project(op, nbits_linear(op, (1, 2, 3, 4), (5, 6, 7, 8)), y, Gated(op.attr("activation"), int8))
+    return project(op, linear, y, Gated(act, bool(int8)))
 
 
 @lower("GatedMatMul", domain="webgpu_compile", limits="made by the compiler")
@@ -64,13 +71,18 @@ def residual_norm_matmul_nbits(op: Op) -> list[Kernel]:
 
     The last layer's sum is written too, though nobody reads it: two kilobytes, for one shader less.
     """
-    weight, linear, y = op.read(6), nbits_linear(op, (1, 2, 3, 4)), write_int8(op, squares=True)
+    linear, residual, weight = nbits_linear(op, (1, 2, 3, 4)), op.read(5), op.read(6)
+    name = op.node.outputs[0].name
     if op.has_output(1):
-        sum_out = op.write(1).name
+        sum_out = op.write(1)
     else:
-        sum_out = op.builder.tensor(f"{y}/sum", DType.F32, (linear.n,), Role.ACTIVATION).name
-    epilogue = Residual(op.read(5).name, weight.name, weight.dtype, sum_out)
-    return project(op, linear, y, epilogue)
+        sum_out = op.builder.tensor(f"{name}/sum", DType.F32, (linear.n,), Role.ACTIVATION)
+    if op.builder.target.cpu:  # a thread knows four outputs, too few for a block of int8: the norm is whole
+        product = op.scratch("y", DType.F32, (1, linear.n))
+        norm = norm_kernel(op, product, weight, skip=residual, y_int8=write_int8(op), sum_out=sum_out)
+        return [*project(op, linear, product.name), norm]
+    epilogue = Residual(residual.name, weight.name, weight.dtype, sum_out.name)
+    return project(op, linear, write_int8(op, squares=True), epilogue)
 
 
 @lower("ArgMaxMatMul", domain="webgpu_compile", limits="made by the compiler")
@@ -78,16 +90,22 @@ def argmax_matmul(op: Op) -> list[Kernel]:
     """The LM head: logits, and the greatest of each workgroup with its token."""
     linear = projection(op)
     values, indices = (output.name for output in op.node.outputs[1:])
-    n = n_partials(linear, shapes=op.builder.target.shapes)
+    target = op.builder.target
+    n = linear_cpu.n_partials(linear) if target.cpu else n_partials(linear, shapes=target.shapes)
     op.builder.tensor(values, DType.F32, (n,), Role.ACTIVATION)
     op.builder.tensor(indices, DType.U32, (n,), Role.ACTIVATION)
     return project(op, linear, op.write().name, Argmax(values, indices))
 
 
 def project(op: Op, linear: Linear, y: str, epilogue: Epilogue | None = None) -> list[Kernel]:
-    """The kernels of y = linear(x), x being input 0: a GEMV for one row, else a GEMM."""
+    """The kernels of y = linear(x), x being input 0: a GEMV for one row, else a GEMM.
+
+    Where a CPU plays the GPU, one kernel for both.
+    """
     x, rows = op.read(0).name, prod(op.shape(0)[:-1])
     nodes, sequence = op.nodes, op.sequence
+    if op.builder.target.cpu:
+        return linear_cpu.product(linear, x, y, rows, nodes=nodes, epilogue=epilogue, sequence=sequence)
     if rows > 1:
         return gemm(linear, x, y, rows, nodes=nodes, epilogue=epilogue, sequence=sequence)
     shapes, epsilon = op.builder.target.shapes, deferred_epsilon(op.node.inputs[0])

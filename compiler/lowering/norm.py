@@ -5,11 +5,12 @@ from __future__ import annotations
 from math import prod
 
 from ..passes.function_bodies import INT8_BLOCK
-from ..program import Access, Binding, Kernel
+from ..program import Access, Binding, Kernel, Tensor
 from .builder import Op, lower, reads, writes
 from .quantize import quantized_scales, quantized_squares, write_int8
 
 ROW_THREADS = 256
+CPU_ROW_THREADS = 16  # where a CPU plays the GPU and waits for each at every barrier
 
 
 @lower("SimplifiedLayerNormalization", "RMSNormalization", limits="normalises the last axis")
@@ -50,23 +51,49 @@ def _norm(
     op: Op, *, weight: int, y: int, skip: int | None = None, added: int | None = None, y_int8: bool = False
 ) -> Kernel:
     """Inputs and outputs by position; with `y_int8` output 0 is int8, and `y` is there if it is read."""
-    *outer, size = op.shape(0)
+    return norm_kernel(
+        op,
+        op.read(0),
+        op.read(weight),
+        skip=None if skip is None else op.read(skip),
+        bias=op.read(3) if skip is not None and op.value(3) is not None else None,
+        y_int8=write_int8(op) if y_int8 else None,
+        y=op.write(y) if not y_int8 or op.has_output(y) else None,
+        sum_out=op.write(added) if added is not None and op.has_output(added) else None,
+    )
+
+
+def norm_kernel(
+    op: Op,
+    x: Tensor,
+    weight: Tensor,
+    *,
+    skip: Tensor | None = None,
+    bias: Tensor | None = None,
+    y: Tensor | None = None,
+    y_int8: str | None = None,
+    sum_out: Tensor | None = None,
+) -> Kernel:
+    """The RMSNorm of x, or of x + skip (+ bias), which `sum_out` gets; as floats, as int8, or as both."""
+    *outer, size = x.shape
     rows = prod(outer)
     block = op.attr(INT8_BLOCK, 0)
     vector = 4 if size % 4 == 0 else 1
     unit = 8 if y_int8 else vector  # values that a thread takes at a time
     threads = min(ROW_THREADS, max(32, 1 << (-(-size // unit) - 1).bit_length()))
-    bindings = reads(x=op.read(0), weight=op.read(weight))
+    if op.builder.target.cpu:
+        threads = CPU_ROW_THREADS
+    bindings = reads(x=x, weight=weight)
     if skip is not None:
-        bindings += reads(skip=op.read(skip))
-        if op.value(3) is not None:
-            bindings += reads(bias=op.read(3))
+        bindings += reads(skip=skip)
+        if bias is not None:
+            bindings += reads(bias=bias)
     if y_int8:
-        bindings += [Binding("y_int8", write_int8(op), Access.READ_WRITE)]
-    if not y_int8 or op.has_output(y):
-        bindings += writes(y=op.write(y))
-    if added is not None and op.has_output(added):
-        bindings += writes(sum_out=op.write(added))
+        bindings += [Binding("y_int8", y_int8, Access.READ_WRITE)]
+    if y is not None:
+        bindings += writes(y=y)
+    if sum_out is not None:
+        bindings += writes(sum_out=sum_out)
     return op.kernel(
         "rms_norm.wgsl.j2",
         name="skip_rms_norm" if skip is not None else "rms_norm",
@@ -82,8 +109,8 @@ def _norm(
             "y_scales": quantized_scales(size, block) if y_int8 else 0,
             "y_stride": quantized_squares(size, block) if y_int8 else 0,
             "epsilon": float(op.attr("epsilon", 1e-5)),
-            "weight_dtype": str(op.read(weight).dtype),
-            "bias_dtype": str(op.read(3).dtype) if skip is not None and op.value(3) is not None else "",
+            "weight_dtype": str(weight.dtype),
+            "bias_dtype": str(bias.dtype) if bias is not None else "",
         },
         work=rows * size * 4,
         workgroup_nbytes=8 * threads + 4,

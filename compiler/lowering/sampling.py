@@ -39,7 +39,13 @@ from .builder import Builder, reads, renamed, writes
 from .sequence_state import logits_of
 
 SAMPLE_THREADS = 256
-"""Per workgroup; also the bins of a histogram, and the most spans that the vocabulary is cut into."""
+"""Per workgroup; also the digit of a radix selection, and the most spans that the vocabulary is cut into."""
+
+CPU_SAMPLE_THREADS = 16
+"""The same where a CPU plays the GPU: SwiftShader takes 0.6 ms to compile a word of workgroup memory."""
+
+BINS = 256
+"""Of the histogram of weights: eight per octave."""
 
 MIN_SPAN = 1024
 """Tokens of the vocabulary per workgroup of the first three kernels, unless that makes too many spans."""
@@ -47,13 +53,10 @@ MIN_SPAN = 1024
 CANDIDATES_WORDS = 8 + 1
 """Words of `sample/candidates` beside its list: a header, and one more, as WGSL sizes are multiples of 8."""
 
-SCAN_NBYTES = 8 * SAMPLE_THREADS + 16
-"""Workgroup memory of a running sum in 64 bits."""
-
 
 def greedy(builder: Builder) -> Kernel:
     """The next token: the arg-max over the LM head's partial maxima. See `sample` for what else it does."""
-    return _choose(builder, {}, {})
+    return _choose(builder, _threads(builder), {}, {})
 
 
 def sample(builder: Builder) -> list[Kernel]:
@@ -67,19 +70,20 @@ def sample(builder: Builder) -> list[Kernel]:
     assert builder.decoder is not None
     vocab_size = builder.decoder.vocab_size
     logits = logits_of(builder)
-    span, n_spans = spans(vocab_size)
+    threads = _threads(builder)
+    span, n_spans = spans(vocab_size, threads)
     scratch = {
         "keys": builder.tensor("sample/keys", DType.U32, (vocab_size,), Role.ACTIVATION),
         "span_keys": builder.tensor("sample/span_keys", DType.U32, (n_spans,), Role.ACTIVATION),
         "weights": builder.tensor("sample/weights", DType.U32, (vocab_size,), Role.ACTIVATION),
         "span_weights": builder.tensor("sample/span_weights", DType.U32, (n_spans, 2), Role.ACTIVATION),
-        "histogram": builder.tensor("sample/histogram", DType.U32, (3, SAMPLE_THREADS), Role.ACTIVATION),
+        "histogram": builder.tensor("sample/histogram", DType.U32, (3, BINS), Role.ACTIVATION),
         "candidates": builder.tensor(
             "sample/candidates", DType.U32, (CANDIDATES_WORDS + 3 * vocab_size,), Role.ACTIVATION
         ),
     }
     state = {"sequence": builder.tensors[SEQUENCE], "tokens": builder.tensors[TOKENS], "logits": logits}
-    shape: dict[str, Constant] = {"vocab_size": vocab_size, "span": span, "n_spans": n_spans}
+    shape: dict[str, Constant] = {"vocab_size": vocab_size, "span": span, "n_spans": n_spans, "bins": BINS}
 
     def kernel(step: str, read: str, written: str, nbytes: int) -> Kernel:
         tensors = {**state, **scratch}
@@ -88,23 +92,40 @@ def sample(builder: Builder) -> list[Kernel]:
             *writes(**{name: tensors[name] for name in written.split()}),
         ]
         name = f"sample_{step}"
-        return _sampling_kernel(name, n_spans, bindings, shape, nbytes, vocab_size)
+        return _sampling_kernel(name, n_spans, threads, bindings, shape, nbytes, vocab_size)
 
     return [
         kernel("keys", "sequence tokens logits", "keys span_keys histogram", 4 + span // 8),
-        kernel("weights", "sequence keys span_keys", "weights histogram candidates", 4 + 12 * SAMPLE_THREADS),
-        kernel("candidates", "sequence keys weights histogram", "candidates span_weights", SCAN_NBYTES),
-        _choose(builder, shape, scratch),
+        kernel("weights", "sequence keys span_keys", "weights histogram candidates", 4 + 12 * BINS),
+        kernel(
+            "candidates", "sequence keys weights histogram", "candidates span_weights", _scan_nbytes(threads)
+        ),
+        _choose(builder, threads, shape, scratch),
     ]
 
 
-def spans(vocab_size: int) -> tuple[int, int]:
+def _threads(builder: Builder) -> int:
+    return CPU_SAMPLE_THREADS if builder.target.cpu else SAMPLE_THREADS
+
+
+def _scan_nbytes(threads: int) -> int:
+    """Workgroup memory of a running sum in 64 bits."""
+    return 8 * threads + 16
+
+
+def spans(vocab_size: int, threads: int = SAMPLE_THREADS) -> tuple[int, int]:
     """(tokens per span, spans) of the vocabulary: at most one span per thread of the last kernel."""
-    span = max(MIN_SPAN, -(-vocab_size // SAMPLE_THREADS**2) * SAMPLE_THREADS)
+    unit = max(threads, 32)  # whole words of bits, and the same number of tokens for each thread
+    span = max(MIN_SPAN, -(-vocab_size // (unit * threads)) * unit)
     return span, -(-vocab_size // span)
 
 
-def _choose(builder: Builder, shape: dict[str, Constant], scratch: dict[str, Tensor]) -> Kernel:
+def _choose(
+    builder: Builder,
+    threads: int,
+    shape: dict[str, Constant],
+    scratch: dict[str, Tensor],
+) -> Kernel:
     """The kernel that ends a step; without `scratch` it takes the arg-max."""
     assert builder.decoder is not None
     host = builder.decoder.driven_by == "host"
@@ -126,15 +147,18 @@ def _choose(builder: Builder, shape: dict[str, Constant], scratch: dict[str, Ten
         "stop_limit": STOP_LIMIT,
         "stop_token": STOP_TOKEN,
         "sampling_draw": SAMPLING_DRAW,
+        "digit_bits": threads.bit_length() - 1,
+        "digit_mask": hex(threads - 1),
     }
-    nbytes = SCAN_NBYTES + 16 * SAMPLE_THREADS + 4 if scratch else 8 * SAMPLE_THREADS
-    kernel = _sampling_kernel("sample", 1, bindings, constants, nbytes, prod(values.shape))
+    nbytes = _scan_nbytes(threads) + 16 * threads + 4 if scratch else 8 * threads
+    kernel = _sampling_kernel("sample", 1, threads, bindings, constants, nbytes, prod(values.shape))
     return kernel if scratch else renamed(kernel, "sample_greedy")
 
 
 def _sampling_kernel(
     name: str,
     groups: int,
+    threads: int,
     bindings: list[Binding],
     constants: dict[str, Constant],
     workgroup_nbytes: int,
@@ -143,7 +167,7 @@ def _sampling_kernel(
     return Kernel(
         name=name,
         template=f"{name}.wgsl.j2",
-        workgroup=(SAMPLE_THREADS, 1, 1),
+        workgroup=(threads, 1, 1),
         grid=(groups, 1, 1),
         bindings=tuple(bindings),
         constants=tuple(sorted(constants.items())),

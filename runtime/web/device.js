@@ -17,15 +17,18 @@ const limitsOf = ({ limits }) =>
   Object.entries(limits).map(([name, value]) => [name.replace(/-(.)/g, (_, letter) => letter.toUpperCase()), value]);
 
 /**
- * The first variant that `adapter` can run, and a sentence saying why.
+ * The first variant that `adapter` can run, and a sentence saying why. Where a CPU plays the GPU, those made for
+ * that come before all but those tuned for it; elsewhere last.
  * @param {Variant[]} variants @param {any} adapter @param {string} [forced]
  * @returns {{variant: Variant, reason: string}}
  */
 export function chooseVariant(variants, adapter, forced) {
-  const { vendor, device } = adapter.info; // few browsers name the device
+  const { vendor, device, isFallbackAdapter = false } = adapter.info; // few browsers name the device
   /** @type {string[]} */
   const refused = [];
-  for (const variant of variants.filter(({ name }) => name === (forced ?? name))) {
+  const later = (/** @type {Variant} */ { adapter: tuned, software = false }) => !tuned && software !== isFallbackAdapter;
+  const order = [...variants.filter((variant) => !later(variant)), ...variants.filter(later)];
+  for (const variant of order.filter(({ name }) => name === (forced ?? name))) {
     const { features, adapter: tuned } = variant;
     const lacks = features.filter((feature) => !adapter.features.has(feature));
     const other = tuned && (tuned.vendor !== vendor || (device && tuned.device && tuned.device !== device));
@@ -38,7 +41,7 @@ export function chooseVariant(variants, adapter, forced) {
       refused.push(`${variant.name} needs ${lacks.join(", ")}`);
       continue;
     }
-    const best = refused.length ? `the best that this adapter runs (${refused.join("; ")})` : "the artifact's first choice";
+    const best = variant.software ? "made for GPUs that a CPU plays" : refused.length ? `the best that this adapter runs (${refused.join("; ")})` : "the artifact's first choice";
     return { variant, reason: `${variant.name}: ${forced === undefined ? best : "asked for"}` };
   }
   if (!refused.length) {

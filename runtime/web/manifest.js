@@ -26,7 +26,7 @@ const EXAMPLE = {
   programs: PROGRAMS,
   variants: [
     {
-      ...{ name: "", features: [""], limits: { "*": 0 }, "adapter?": { vendor: "", "device?": "" } },
+      ...{ name: "", features: [""], limits: { "*": 0 }, "adapter?": { vendor: "", "device?": "" }, "software?": true },
       ...{ launches: [], "programs?": PROGRAMS },
     },
   ],

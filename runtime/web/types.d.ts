@@ -54,6 +54,8 @@ export interface Variant {
   launches: any[];
   /** What it was tuned for. */
   adapter?: { vendor: string; device?: string };
+  /** For GPUs that a CPU plays. */
+  software?: boolean;
   /** All of them, as `decodeManifest` gives it. */
   programs: Record<string, Program>;
 }

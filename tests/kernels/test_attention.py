@@ -17,10 +17,11 @@ from webgpu_compile.compiler.lowering.attention import (
     Lowered,
     decode_attention,
 )
+from webgpu_compile.compiler.lowering.attention_cpu import attention_cpu
 from webgpu_compile.compiler.lowering.prefill_attention import n_lanes, prefill_attention
 from webgpu_compile.compiler.program import DType, IndirectGrid
 from webgpu_compile.compiler.sequence import STOP_TOKEN
-from webgpu_compile.compiler.target import SPEC_LIMITS, Target
+from webgpu_compile.compiler.target import SPEC_LIMITS, TARGETS, Target
 
 TOLERANCE = 2e-6
 """Greatest error for outputs of standard deviation below 1: f32 sums of up to some hundred terms, and
@@ -30,9 +31,9 @@ CHAIN_TOLERANCE = 8e-6
 """Prefill adds all products of a score one after the other, up to 256 of them, where decode adds dot products
 of four: the rounding of a score of size 50 grows by the root of four, and so does that of its weight."""
 
-PORTABLE = ALL_TARGETS[-1]
-DISTINCT = (ALL_TARGETS[0], PORTABLE)
-"""No attention kernel uses subgroups, so that its bits depend on no subgroup size: two texts, not three."""
+PORTABLE, SOFTWARE = TARGETS["portable"], TARGETS["software"]
+DISTINCT = (ALL_TARGETS[0], PORTABLE, SOFTWARE)
+"""No attention kernel uses subgroups, so that its bits depend on no subgroup size: two texts for GPUs."""
 
 
 SHAPES = {
@@ -102,11 +103,18 @@ def lower_decode(attention: Attention, grid: str | None = None) -> Lowered:
     )
 
 
+def lower_cpu(attention: Attention, rows: int) -> Lowered:
+    sink = "head_sink" if attention.head_sink else None
+    caches = {"k_cache": "k_cache", "v_cache": "v_cache"}
+    return attention_cpu(attention, rows, q="q", **caches, out="y", nodes=(), head_sink=sink)
+
+
 def run_decode(attention: Attention, target: Target, total: int) -> tuple[np.ndarray, np.ndarray]:
     """What the GPU and the reference say for a sequence of `total` positions."""
     inputs = make_inputs(attention, 1, total)
     y = np.full((1, attention.heads, attention.head_size), np.nan, np.float32)
-    got = run(lower_decode(attention), target, {**inputs, "y": y, "sequence": sequence(total - 1)})
+    lowered = lower_cpu(attention, 1) if target.cpu else lower_decode(attention)
+    got = run(lowered, target, {**inputs, "y": y, "sequence": sequence(total - 1)})
     return got["y"], reference(attention, inputs, total - 1)
 
 
@@ -169,14 +177,16 @@ def test_a_stopped_decode_does_nothing() -> None:
     appended = run(lower_append(attention, 1, grid="grid"), PORTABLE, arrays)
     assert np.isnan(appended["k_cache"][:, 50:]).all()
     assert appended["grid"].tolist() == [1, 0, 1]
+    assert (run(lower_cpu(attention, 1), SOFTWARE, arrays)["y"] == 5).all()
 
 
 def test_extreme_scores_stay_finite() -> None:
     """Scores of ±2,000: far out of reach of exp, and of tanh on some drivers."""
     plain = Attention(2, 1, 32, 200, scale=30.0)
     for attention in (plain, replace(plain, softcap=5.0)):
-        got, expected = run_decode(attention, PORTABLE, 150)
-        np.testing.assert_allclose(got, expected, atol=2e-3, rtol=0)  # 2,000 · 2^-24 · some terms
+        for target in (PORTABLE, SOFTWARE):
+            got, expected = run_decode(attention, target, 150)
+            np.testing.assert_allclose(got, expected, atol=2e-3, rtol=0)  # 2,000 · 2^-24 · some terms
 
 
 # -- prefill
@@ -200,6 +210,8 @@ def run_prefill(
         lanes=lanes,
         head_sink=sink,
     )
+    if target.cpu:
+        lowered = lower_cpu(attention, rows)
     arrays = {**inputs, "y": np.full_like(inputs["q"], np.nan), "sequence": sequence(past, length)}
     got = run(lowered, target, arrays)["y"]
     assert np.isnan(got[length:]).all()  # not written
@@ -219,8 +231,9 @@ def test_prefill(attention: Attention, target: Target) -> None:
 def test_prefill_of_other_chunks(rows: int) -> None:
     attention = Attention(3, 1, 64, 300, window=48)
     for past, length in ((0, rows), (100, rows - 1), (63, 1), (300 - rows, rows)):
-        got, expected = run_prefill(attention, PORTABLE, rows, past, length)
-        np.testing.assert_allclose(got, expected, atol=CHAIN_TOLERANCE, rtol=0, err_msg=f"past {past}")
+        for target in (PORTABLE, SOFTWARE):
+            got, expected = run_prefill(attention, target, rows, past, length)
+            np.testing.assert_allclose(got, expected, atol=CHAIN_TOLERANCE, rtol=0, err_msg=f"past {past}")
 
 
 @pytest.mark.parametrize("lanes", [1, 2, 8])
@@ -270,8 +283,9 @@ def test_lanes_fit_into_memory() -> None:
 
 
 def test_a_chunk_without_positions_writes_nothing() -> None:
-    got, _ = run_prefill(Attention(2, 1, 32, 64, smooth_softmax=True), PORTABLE, 5, 0, 0)
-    assert got.shape == (0, 2, 32)
+    for target in (PORTABLE, SOFTWARE):
+        got, _ = run_prefill(Attention(2, 1, 32, 64, smooth_softmax=True), target, 5, 0, 0)
+        assert got.shape == (0, 2, 32)
 
 
 # -- rope_append
@@ -362,6 +376,7 @@ def test_tint_accepts_all_and_the_limits_hold() -> None:
         kernels += prefill_attention(
             attention, 64, q="q", k_cache="k", v_cache="v", out="y", name="a", nodes=(), head_sink=sink
         ).kernels
+        kernels += lower_cpu(attention, 64).kernels
     for kernel in kernels:
         assert kernel.workgroup_nbytes <= SPEC_LIMITS["max-compute-workgroup-storage-size"]
     for target in ALL_TARGETS:

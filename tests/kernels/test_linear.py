@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from gpu import ALL_TARGETS
+from gpu import ALL_TARGETS, GPU_TARGETS
 from linear_cases import (
     FORMS,
     activations,
@@ -20,6 +20,7 @@ from linear_cases import (
 )
 from webgpu_compile.compiler.emit.wgsl import render
 from webgpu_compile.compiler.lowering import linear as lowering
+from webgpu_compile.compiler.lowering import linear_cpu
 from webgpu_compile.compiler.lowering.linear import (
     Argmax,
     Gated,
@@ -34,7 +35,9 @@ from webgpu_compile.compiler.target import TARGETS, Target
 
 PORTABLE = TARGETS["portable"]
 SUBGROUPS = TARGETS["subgroups"]
+SOFTWARE = TARGETS["software"]
 EVERY_TARGET = pytest.mark.parametrize("target", ALL_TARGETS, ids=lambda target: target.name)
+EVERY_GPU = pytest.mark.parametrize("target", GPU_TARGETS, ids=lambda target: target.name)
 
 
 EVERY_FORM = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
@@ -67,7 +70,8 @@ def test_gemv_blocks(block: int, activation: str, k: int) -> None:
         bias=True,
     )
     x, exact = activations(rng, case)
-    expect_close(run_gemv(case, PORTABLE, x), case, exact)
+    for target in (PORTABLE, SOFTWARE):
+        expect_close(run_gemv(case, target, x), case, exact)
 
 
 @pytest.mark.parametrize("fmt", ["f16", "f32"])
@@ -77,10 +81,11 @@ def test_gemv_dense_shapes(fmt: str, k: int, n: int) -> None:
     rng = np.random.default_rng(k)
     case = make(rng, fmt, k, n)
     x, exact = activations(rng, case)
-    expect_close(run_gemv(case, PORTABLE, x), case, exact)
+    for target in (PORTABLE, SOFTWARE):
+        expect_close(run_gemv(case, target, x), case, exact)
 
 
-@EVERY_TARGET
+@EVERY_GPU
 @pytest.mark.parametrize("threads", [32, 128, 256])
 @pytest.mark.parametrize(("lanes", "rows"), [(1, 1), (8, 4), (8, 8), (32, 8)])
 @pytest.mark.parametrize(("k", "unroll"), [(1184, 1), (1024, 2), (1024, 4)])
@@ -114,6 +119,29 @@ def test_gemv_more_than_65535_workgroups() -> None:
     expect_close(got["y"], case, exact)
     assert np.array_equal(got["partial_indices"][:n], np.arange(n))
     assert (got["partial_indices"][n:] == 7).all()
+
+
+def test_products_of_rows_without_a_token_are_left_out() -> None:
+    rng = np.random.default_rng(4)
+    case = make(rng, "q4", 64, 9, activation="int8")
+    x, exact = activations(rng, case, 5)
+    got = run_gemm(case, SOFTWARE, x, length=3)
+    expect_close(got[:3], case, exact[:3])
+    assert np.isnan(got[3:]).all()
+    [kernel] = linear_cpu.product(case.linear, "x", "y", 5, nodes=())
+    y = np.full((5, 9), 7, np.float32)
+    state = words(stop=1, length=5)
+    assert (run(kernel, SOFTWARE, case.arrays(x=x, y=y, sequence=state))["y"] == 7).all()
+
+
+def test_a_position_has_the_same_products_alone_and_in_a_chunk() -> None:
+    """Bit for bit: how a prompt is cut cannot change its logits."""
+    rng = np.random.default_rng(5)
+    case = make(rng, "q4", 320, 30, activation="int8")
+    x, _ = activations(rng, case, 6)
+    whole = run_gemm(case, SOFTWARE, x)
+    for row in range(6):
+        assert np.array_equal(run_gemv(case, SOFTWARE, x[row : row + 1])[0], whole[row])
 
 
 def test_gemv_does_nothing_after_the_stop() -> None:
@@ -203,6 +231,7 @@ def test_gemm_blocks(block: int, activation: str, k: int) -> None:
     for rows in (3, 18):
         x, exact = activations(rng, case, rows)
         expect_close(run_gemm(case, PORTABLE, x), case, exact)
+        expect_close(run_gemm(case, SOFTWARE, x), case, exact)
 
 
 @pytest.mark.parametrize("fmt", ["f16", "f32"])

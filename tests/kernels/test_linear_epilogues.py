@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from gpu import ALL_TARGETS
+from gpu import ALL_TARGETS, GPU_TARGETS
 from linear_cases import (
     FORMS,
     TOLERANCE,
@@ -19,6 +19,7 @@ from linear_cases import (
     words,
 )
 from webgpu_compile.compiler.lowering import linear as lowering
+from webgpu_compile.compiler.lowering import linear_cpu
 from webgpu_compile.compiler.lowering.linear import Argmax, Gated, GemvShape, Residual, RopeAppend
 from webgpu_compile.compiler.lowering.quantize import quantized_tensor
 from webgpu_compile.compiler.program import DType
@@ -26,7 +27,9 @@ from webgpu_compile.compiler.target import TARGETS, Target
 
 PORTABLE = TARGETS["portable"]
 SUBGROUPS = TARGETS["subgroups"]
+SOFTWARE = TARGETS["software"]
 EVERY_TARGET = pytest.mark.parametrize("target", ALL_TARGETS, ids=lambda target: target.name)
+EVERY_GPU = pytest.mark.parametrize("target", GPU_TARGETS, ids=lambda target: target.name)
 
 
 GATES = {
@@ -76,8 +79,12 @@ def test_argmax_partials(target: Target) -> None:
         scales[row] = scales[best]
         case.params = scales.view(np.uint32).reshape(-1)
     shape = GemvShape(32, 16, 4)
-    count = lowering.n_partials(case.linear, shape)
-    [kernel] = lowering.gemv(case.linear, "x", "y", nodes=(), epilogue=Argmax("v", "i"), shape=shape)
+    if target.cpu:
+        n_rows, count = 4, linear_cpu.n_partials(case.linear)
+        [kernel] = linear_cpu.product(case.linear, "x", "y", 1, nodes=(), epilogue=Argmax("v", "i"))
+    else:
+        n_rows, count = shape.tile_rows, lowering.n_partials(case.linear, shape)
+        [kernel] = lowering.gemv(case.linear, "x", "y", nodes=(), epilogue=Argmax("v", "i"), shape=shape)
     got = run(
         kernel,
         target,
@@ -92,8 +99,8 @@ def test_argmax_partials(target: Target) -> None:
     expect_close(got["y"], case, exact)
     logits = got["y"][0]
     for group, (value, index) in enumerate(zip(got["partial_values"], got["partial_indices"], strict=True)):
-        mine = logits[8 * group : 8 * group + 8]
-        assert index == 8 * group + np.argmax(mine)
+        mine = logits[n_rows * group : n_rows * (group + 1)]
+        assert index == n_rows * group + np.argmax(mine)
         assert value == mine.max()
     order = np.lexsort((got["partial_indices"], -got["partial_values"]))
     assert got["partial_indices"][order[0]] == min(best, 10)
@@ -104,21 +111,51 @@ def test_argmax_partials_are_finite() -> None:
     case.weights[:] = 0
     case.weights[:, 0] = [-np.inf, -np.inf, -1, np.inf, np.nan, 2]
     shape = GemvShape(32, 32, 2)
-    [kernel] = lowering.gemv(case.linear, "x", "y", nodes=(), epilogue=Argmax("v", "i"), shape=shape)
+    greatest = np.finfo(np.float32).max
+    tiled = lowering.gemv(case.linear, "x", "y", nodes=(), epilogue=Argmax("v", "i"), shape=shape)
+    alone = linear_cpu.product(case.linear, "x", "y", 1, nodes=(), epilogue=Argmax("v", "i"))
+    for [kernel], target, values, indices in (
+        (tiled, PORTABLE, [-greatest, greatest, greatest], [0, 3, 4]),
+        (alone, SOFTWARE, [greatest, greatest], [3, 4]),
+    ):
+        got = run(
+            kernel,
+            target,
+            case.arrays(
+                x=np.array([[1, 0, 0, 0]], np.float32),
+                sequence=words(),
+                y=np.zeros((1, 6), np.float32),
+                partial_values=np.zeros(len(values), np.float32),
+                partial_indices=np.zeros(len(values), np.uint32),
+            ),
+        )
+        assert got["partial_values"].tolist() == values
+        assert got["partial_indices"].tolist() == indices
+
+
+@pytest.mark.parametrize("n", [4095, 4097, 9001])
+def test_a_thread_of_a_long_head_takes_several_rows(n: int) -> None:
+    """Around a thousand pairs are left, and the greatest of them is the greatest of all."""
+    rng = np.random.default_rng(n)
+    case = make(rng, "q4", 32, n, activation="int8")
+    x, exact = activations(rng, case)
+    count = linear_cpu.n_partials(case.linear)
+    assert 512 <= count <= 1024
+    [kernel] = linear_cpu.product(case.linear, "x", "y", 1, nodes=(), epilogue=Argmax("v", "i"))
     got = run(
         kernel,
-        PORTABLE,
+        SOFTWARE,
         case.arrays(
-            x=np.array([[1, 0, 0, 0]], np.float32),
+            x=x,
             sequence=words(),
-            y=np.zeros((1, 6), np.float32),
-            partial_values=np.zeros(3, np.float32),
-            partial_indices=np.zeros(3, np.uint32),
+            y=np.full((1, n), np.nan, np.float32),
+            partial_values=np.full(count, np.nan, np.float32),
+            partial_indices=np.full(count, n, np.uint32),
         ),
     )
-    greatest = np.finfo(np.float32).max
-    assert got["partial_values"].tolist() == [-greatest, greatest, greatest]
-    assert got["partial_indices"].tolist() == [0, 3, 4]
+    expect_close(got["y"], case, exact)
+    order = np.lexsort((got["partial_indices"], -got["partial_values"]))
+    assert got["partial_indices"][order[0]] == np.argmax(got["y"])
 
 
 def rotated(v: np.ndarray, cos: np.ndarray, sin: np.ndarray, interleaved: bool) -> np.ndarray:
@@ -143,7 +180,7 @@ ROPES = {
 }
 
 
-@EVERY_TARGET
+@EVERY_GPU
 @pytest.mark.parametrize("cache_dtype", [DType.F16, DType.F32])
 @pytest.mark.parametrize("activation", ["f32", "int8"])
 @pytest.mark.parametrize("rope", ROPES.values(), ids=ROPES)
@@ -220,7 +257,7 @@ def int8_values(tensor: np.ndarray, k: int, block: int) -> np.ndarray:
     return (q * scales[:, None].astype(np.float64)).reshape(k)
 
 
-@EVERY_TARGET
+@EVERY_GPU
 @pytest.mark.parametrize("block", [16, 32])
 @pytest.mark.parametrize("n", [96, 256])
 def test_residual_and_the_norm_that_follows(n: int, block: int, target: Target) -> None:
@@ -265,7 +302,7 @@ def test_residual_and_the_norm_that_follows(n: int, block: int, target: Target) 
     expect_close(got["y"], after, values[None] * factor, tolerance=5e-6)
 
 
-@EVERY_TARGET
+@EVERY_GPU
 @pytest.mark.parametrize("block", [16, 64])
 def test_gated_int8(block: int, target: Target) -> None:
     """The gate's outputs as the next layer reads them, within half a step."""

@@ -23,15 +23,15 @@ from webgpu_compile.compiler.lowering.sampling import sample, spans
 from webgpu_compile.compiler.passes.functions import DOMAIN
 from webgpu_compile.compiler.program import DType, Program, Role
 from webgpu_compile.compiler.sequence import ARGMAX_INDICES, ARGMAX_VALUES, MAX_STOP_TOKENS, WORDS
-from webgpu_compile.compiler.target import SPEC_LIMITS, TARGETS
+from webgpu_compile.compiler.target import SPEC_LIMITS, TARGETS, Target
 from webgpu_compile.runtime.sampling import Sampling
 
 CAPACITY = 5000
-PORTABLE = TARGETS["portable"]
+PORTABLE, SOFTWARE = TARGETS["portable"], TARGETS["software"]
 INF = np.float32(np.inf)
 
 
-def program_of(vocab_size: int, driven_by: str = "gpu") -> Program:
+def program_of(vocab_size: int, driven_by: str = "gpu", target: Target = PORTABLE) -> Program:
     """Arg-max and sampling over a row of logits, as at the end of a decode program."""
     decoder = DecoderShape(
         capacity=CAPACITY,
@@ -41,7 +41,7 @@ def program_of(vocab_size: int, driven_by: str = "gpu") -> Program:
         logits="logits",
         driven_by=driven_by,
     )
-    builder = Builder(gs.Graph(), {}, PORTABLE, decoder, 1)
+    builder = Builder(gs.Graph(), {}, target, decoder, 1)
     builder.tensor("logits", DType.F32, (1, 1, vocab_size), Role.OUTPUT)
     logits, *parts = map(gs.Variable, ("logits", ARGMAX_VALUES, ARGMAX_INDICES))
     builder.lower_node(gs.Node("ArgMaxParts", "argmax", inputs=[logits], outputs=parts, domain=DOMAIN))

@@ -14,6 +14,7 @@ from webgpu_compile.runtime import RuntimeFailure, load
 from webgpu_compile.runtime.device import choose_variant, request_adapter, request_device
 from webgpu_compile.runtime.limits import DEFAULTS
 from webgpu_compile.runtime.programs import Variant
+from webgpu_compile.runtime.schema import Adapter
 from webgpu_compile.runtime.shaders import check_source, excerpt, for_naga
 
 FAST = {
@@ -27,8 +28,8 @@ PORTABLE = {"name": "portable", "features": [], "limits": {}}
 class FakeAdapter:
     """An adapter with chosen features and limits."""
 
-    def __init__(self, features=(), limits=()):
-        self.info = {"device": "toy", "backend_type": "Vulkan"}
+    def __init__(self, features=(), limits=(), adapter_type="DiscreteGPU"):
+        self.info = {"device": "toy", "backend_type": "Vulkan", "adapter_type": adapter_type}
         self.features = set(features)
         self.limits = {**DEFAULTS, **dict(limits)}
 
@@ -48,6 +49,23 @@ def test_the_first_variant_that_runs_is_taken():
         "(fast needs shader-f16, max-storage-buffers-per-shader-stage (needs 10, has 8))"
     )
     assert choose_variant(variants(), able, "portable")[1] == "portable: asked for"
+
+
+def test_software_gpus_get_what_was_made_for_them():
+    """First where a CPU plays the GPU, last elsewhere, and anywhere when asked for."""
+    software = Variant(name="software", features=[], limits={}, programs={}, software=True)
+    made = [*variants(), software]
+    played = FakeAdapter(["shader-f16", "subgroup"], adapter_type="CPU")
+    chosen, reason = choose_variant(made, played)
+    assert (chosen, reason) == (software, "software: made for GPUs that a CPU plays")
+    assert choose_variant(made, played, "portable")[1] == "portable: asked for"
+    assert choose_variant(variants(), played)[0].name == "portable"
+    assert choose_variant(made, FakeAdapter())[0].name == "portable"
+    assert choose_variant(made, FakeAdapter(), "software")[1] == "software: asked for"
+    assert choose_variant([software], FakeAdapter())[0] is software
+    played.info["vendor_id"] = 0x10005
+    tuned = Variant(name="tuned", features=[], limits={}, programs={}, adapter=Adapter("mesa"))
+    assert choose_variant([tuned, *made], played)[0] is tuned
 
 
 def test_no_variant_runs():

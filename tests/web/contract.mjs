@@ -76,6 +76,19 @@ test("every program encodes without a word from Dawn", async () => {
   await session.destroy();
 });
 
+test("software GPUs get the variant that was made for them", async () => {
+  const { chooseVariant } = await module("device.js");
+  const variants = [{ name: "portable" }, { name: "software", software: true }];
+  for (const variant of variants) Object.assign(variant, { features: [], limits: {}, programs: {} });
+  const adapter = (isFallbackAdapter) => ({ info: { isFallbackAdapter }, features: new Set(), limits: gpuLimits });
+  const { limits: gpuLimits } = await gpu.requestAdapter();
+  assert.equal(chooseVariant(variants, adapter(true)).reason, "software: made for GPUs that a CPU plays");
+  assert.equal(chooseVariant(variants, adapter(false)).variant.name, "portable");
+  assert.equal(chooseVariant(variants, adapter(undefined)).variant.name, "portable");
+  assert.equal(chooseVariant(variants, adapter(true), "portable").reason, "portable: asked for");
+  assert.equal(chooseVariant(variants.slice(1), adapter(false)).variant.name, "software");
+});
+
 test("words, chunks and sampling are Python's", async () => {
   const { wordsOf, chooseChunks } = await module("sequence.js");
   const { samplingWords } = await module("sampling.js");

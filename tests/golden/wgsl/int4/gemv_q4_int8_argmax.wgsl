@@ -110,14 +110,14 @@ fn row_total(row: u32) -> f32 {
 
 const GREATEST = 0x1.fffffep+127f;
 
-var<workgroup> best_values: array<f32, 64>;
-var<workgroup> best_rows: array<u32, 64>;
-
 // A number for comparisons: NaN, told by its bits, counts as the greatest f32.
 fn finite(value: f32) -> f32 {
   let is_nan = (bitcast<u32>(value) & 0x7fffffffu) > 0x7f800000u;
   return select(clamp(value, -GREATEST, GREATEST), GREATEST, is_nan);
 }
+
+var<workgroup> best_values: array<f32, 64>;
+var<workgroup> best_rows: array<u32, 64>;
 
 fn finish(tile: u32, thread: u32) {
   let row = tile * TILE_ROWS + thread;

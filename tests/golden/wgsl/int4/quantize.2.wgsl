@@ -1,5 +1,10 @@
 // ONNX nodes:
 //   /model/layers.0/mlp/down_proj/MatMul_Q4
+//   /model/layers.0/mlp/gate_proj/MatMul_Q4
+//   /model/layers.0/mlp/up_proj/MatMul_Q4
+//   /model/layers.0/mlp/act_fn/Sigmoid
+//   /model/layers.0/mlp/act_fn/Mul
+//   /model/layers.0/mlp/Mul
 struct Sequence {
   past_length: u32, length: u32, total_length: u32, call_length: u32, n_tokens: u32, limit: u32, stop: u32,
 }

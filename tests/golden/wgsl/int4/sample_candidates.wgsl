@@ -129,11 +129,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
   let by_count = sequence.top_k != 0u && sequence.top_k < n_possible;
   let by_weight = sequence.top_p != 0u && !by_count;
   let kept_weight = least_one(fraction_of(all_weight, sequence.top_p));
+  let least = select(kept_weight, vec2<u32>(sequence.top_k, 0u), by_count);
   let end = find_thread(
     thread,
     select(weight_upto, count_upto, by_count),
     select(weight, count, by_count),
-    select(kept_weight, vec2<u32>(sequence.top_k, 0u), by_count),
+    least,
   );
   let last = select(255u, end.x, by_count || by_weight);
   let first = select(select(256u, end.x, by_weight), 0u, by_count);

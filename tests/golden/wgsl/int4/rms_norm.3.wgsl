@@ -1,0 +1,102 @@
+// ONNX nodes:
+//   /model/layers.0/input_layernorm/LayerNorm
+// y = x / sqrt(mean of squares + epsilon) * weight: one workgroup per row.
+
+const SIZE = 16u;  // vec4 elements of a row
+const THREADS = 16u;
+
+@group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> weight: array<vec2<u32>>;
+@group(0) @binding(2) var<storage, read_write> y_int8: array<u32>;  // rows of int8 in words of four, then a scale per 32
+
+fn load_weight(i: u32) -> vec4<f32> {
+  let pair = weight[i];
+  return vec4<f32>(unpack2x16float(pair.x), unpack2x16float(pair.y));
+}
+
+fn value(row: u32, i: u32) -> vec4<f32> {
+  let at = row * SIZE + i;
+  return x[at];
+}
+
+var<workgroup> slots: array<f32, 16>;
+
+// The sum over the workgroup, for thread 0.
+fn workgroup_sum(value: f32, thread: u32) -> f32 {
+  workgroupBarrier();  // the slots may still be read from the last call
+  slots[thread] = value;
+  workgroupBarrier();
+  for (var step = 8u; step > 0u; step /= 2u) {
+    if (thread < step) {
+      slots[thread] += slots[thread + step];
+    }
+    workgroupBarrier();
+  }
+  return slots[0];
+}
+
+var<workgroup> factor: f32;
+
+// Eight values as int8, the even ones in one word and the odd ones in the next, as 4-bit weights come apart.
+fn int8_octet(a: vec4<f32>, b: vec4<f32>, to_int8: f32) -> vec2<u32> {
+  let c = vec4<i32>(round(a * to_int8));
+  let d = vec4<i32>(round(b * to_int8));
+  return vec2<u32>(pack4xI8(vec4<i32>(c.xz, d.xz)), pack4xI8(vec4<i32>(c.yw, d.yw)));
+}
+
+fn greatest_of(v: vec4<f32>) -> f32 {
+  return max(max(v.x, v.y), max(v.z, v.w));
+}
+
+var<workgroup> largest: array<f32, THREADS>;  // of a thread's eight values
+
+@compute @workgroup_size(16, 1, 1)
+fn main(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(num_workgroups) groups: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  let row = group.y * groups.x + group.x;
+  if (row >= arrayLength(&x) / SIZE) { return; }
+
+  var squares = 0.0;
+  for (var i = 2u * thread; i < SIZE; i += 2u * THREADS) {
+    let v0 = value(row, i);
+    squares += dot(v0, v0);
+    let v1 = value(row, i + 1u);
+    squares += dot(v1, v1);
+  }
+  let total = workgroup_sum(squares, thread);
+  if (thread == 0u) {
+    factor = inverseSqrt(total / 64.0 + 9.999999747378752e-06);
+  }
+  workgroupBarrier();
+
+  // Eight values per thread; 4 threads share the scale of a block.
+  for (var first = 0u; first < 8u; first += THREADS) {
+    let octet = first + thread;
+    var a = vec4<f32>();
+    var b = vec4<f32>();
+    if (octet < 8u) {
+      a = value(row, 2u * octet) * factor * load_weight(2u * octet);
+      b = value(row, 2u * octet + 1u) * factor * load_weight(2u * octet + 1u);
+    }
+    workgroupBarrier();  // the last ones may still be read
+    largest[thread] = greatest_of(max(abs(a), abs(b)));
+    workgroupBarrier();
+    let block = thread / 4u * 4u;
+    var limit = largest[block];
+    limit = max(limit, largest[block + 1u]);
+    limit = max(limit, largest[block + 2u]);
+    limit = max(limit, largest[block + 3u]);
+    if (octet < 8u) {
+      let words = int8_octet(a, b, 127.0 / max(limit, 1e-30));
+      let at = row * 20u;
+      y_int8[at + 2u * octet] = words.x;
+      y_int8[at + 2u * octet + 1u] = words.y;
+      if (thread == block) {
+        y_int8[at + 16u + octet / 4u] = bitcast<u32>(limit / 127.0);
+      }
+    }
+  }
+}

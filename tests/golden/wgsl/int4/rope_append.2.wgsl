@@ -1,0 +1,89 @@
+// ONNX nodes:
+//   /model/layers.0/attn/qkv_proj/MatMul_Q4
+//   /model/layers.0/attn/GroupQueryAttention
+struct Sequence {
+  past_length: u32, length: u32, total_length: u32, call_length: u32, n_tokens: u32, limit: u32, stop: u32,
+}
+
+@group(0) @binding(0) var<storage, read> sequence: Sequence;
+@group(0) @binding(1) var<storage, read> qkv: array<f32>;  // [rows, heads of q, k and v, head_size]
+@group(0) @binding(2) var<storage, read_write> q: array<f32>;  // [rows, heads, head_size]
+@group(0) @binding(3) var<storage, read_write> k_cache: array<u32>;  // [kv_heads, capacity, head_size], two f16 to a word
+@group(0) @binding(4) var<storage, read_write> v_cache: array<u32>;
+@group(0) @binding(5) var<storage, read> rope: array<u32>;
+
+const ROPE_ROWS = 48u;  // rows of cosines, then as many of sines
+const ROPE_WIDTH = 16u;
+
+fn rope_value(row: u32, i: u32) -> f32 {
+  let at = row * ROPE_WIDTH + i;
+  return unpack2x16float(rope[at >> 1u] >> (16u * (at & 1u))).x;
+}
+
+fn rope_angle(position: u32, i: u32) -> vec2<f32> {
+  let row = min(position, ROPE_ROWS - 1u);
+  return vec2<f32>(rope_value(row, i), rope_value(ROPE_ROWS + row, i));
+}
+
+const N_HEADS = 4u;  // of q, k and v
+const FIRST_KV = 2u;  // the first head of k
+const KV_HEADS = 1u;
+const CAPACITY = 48u;
+const HEAD_SIZE = 32u;
+const FOURS = 8u;
+
+// A pair turned by an angle, given as (cos, sin).
+fn rotate(pair: vec2<f32>, angle: vec2<f32>) -> vec2<f32> {
+  return vec2<f32>(pair.x * angle.x - pair.y * angle.y, pair.y * angle.x + pair.x * angle.y);
+}
+
+// Value `i` of a head.
+fn value_of(row: u32, head: u32, i: u32) -> f32 {
+  return qkv[(row * N_HEADS + head) * HEAD_SIZE + i];
+}
+
+// Two adjacent values of a head to where they belong; `i` is even.
+fn put(row: u32, head: u32, i: u32, pair: vec2<f32>) {
+  if (head < FIRST_KV) {
+    let at = (row * FIRST_KV + head) * HEAD_SIZE + i;
+    q[at] = pair.x;
+    q[at + 1u] = pair.y;
+    return;
+  }
+  let position = sequence.past_length + row;
+  if (position >= CAPACITY) {
+    return;  // the cache is full
+  }
+  let kv_head = head - FIRST_KV;
+  let to = (kv_head % KV_HEADS * CAPACITY + position) * HEAD_SIZE + i;
+  if (kv_head < KV_HEADS) {
+    k_cache[to / 2u] = pack2x16float(pair);
+  } else {
+    v_cache[to / 2u] = pack2x16float(pair);
+  }
+}
+
+@compute @workgroup_size(64, 1, 1)
+fn main(@builtin(global_invocation_id) id: vec3<u32>) {
+  let row = id.y;
+  let head = id.x / FOURS;
+  let four = id.x % FOURS;
+  if (head >= N_HEADS || row >= sequence.length || sequence.stop != 0u) {
+    return;
+  }
+  let rotated = head < FIRST_KV + KV_HEADS && four < 8u;
+  if (rotated) {
+    let position = sequence.past_length + row;
+    let i = 2u * four;  // and its partner in the other half
+    let first = vec2<f32>(value_of(row, head, i), value_of(row, head, ROPE_WIDTH + i));
+    let second = vec2<f32>(value_of(row, head, i + 1u), value_of(row, head, ROPE_WIDTH + i + 1u));
+    let a = rotate(first, rope_angle(position, i));
+    let b = rotate(second, rope_angle(position, i + 1u));
+    put(row, head, i, vec2<f32>(a.x, b.x));
+    put(row, head, ROPE_WIDTH + i, vec2<f32>(a.y, b.y));
+    return;
+  }
+  let i = 4u * four;
+  put(row, head, i, vec2<f32>(value_of(row, head, i), value_of(row, head, i + 1u)));
+  put(row, head, i + 2u, vec2<f32>(value_of(row, head, i + 2u), value_of(row, head, i + 3u)));
+}
