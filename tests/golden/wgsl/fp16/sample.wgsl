@@ -175,6 +175,44 @@ fn bin_sum(bin: u32) -> vec2<u32> {
   return vec2<u32>(atomicLoad(&lows[bin]), atomicLoad(&highs[bin]));
 }
 
+// A thread reads four candidates at a time, so that it waits for memory once. Behind the last candidate it
+// reads that one again.
+fn listed(i: u32, step: u32) -> u32 {
+  return min(i + step * THREADS, candidates.count - 1u);
+}
+
+fn four_keys(i: u32) -> vec4<u32> {
+  return vec4<u32>(
+    candidates.list[i].key,
+    candidates.list[listed(i, 1u)].key,
+    candidates.list[listed(i, 2u)].key,
+    candidates.list[listed(i, 3u)].key,
+  );
+}
+
+fn four_weights(i: u32) -> vec4<u32> {
+  return vec4<u32>(
+    candidates.list[i].weight,
+    candidates.list[listed(i, 1u)].weight,
+    candidates.list[listed(i, 2u)].weight,
+    candidates.list[listed(i, 3u)].weight,
+  );
+}
+
+fn four_tokens(i: u32) -> vec4<u32> {
+  return vec4<u32>(
+    candidates.list[i].token,
+    candidates.list[listed(i, 1u)].token,
+    candidates.list[listed(i, 2u)].token,
+    candidates.list[listed(i, 3u)].token,
+  );
+}
+
+// Which of the four are not behind the last one.
+fn four_listed(i: u32) -> vec4<bool> {
+  return vec4<u32>(i) + THREADS * vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(candidates.count);
+}
+
 // How many of the low bits of their keys the candidates differ in. The others are the same for most lists,
 // and need no digit: all candidates would meet in one bin.
 fn differing_bits(thread: u32) -> u32 {
@@ -183,8 +221,9 @@ fn differing_bits(thread: u32) -> u32 {
   }
   workgroupBarrier();
   var bits = 0u;
-  for (var i = thread; i < candidates.count; i += THREADS) {
-    bits |= candidates.list[i].key ^ candidates.list[0].key;
+  for (var i = thread; i < candidates.count; i += 4u * THREADS) {
+    let keys = four_keys(i) ^ vec4<u32>(candidates.list[0].key);
+    bits |= keys.x | keys.y | keys.z | keys.w;
   }
   atomicOr(&differing, bits);
   workgroupBarrier();
@@ -204,10 +243,22 @@ fn threshold(thread: u32, by_weight: bool, least: vec2<u32>) -> u32 {
   while (n_bits > 0u) {
     let shift = max(n_bits, 8u) - 8u;
     clear_bins(thread);
-    for (var i = thread; i < candidates.count; i += THREADS) {
-      let candidate = candidates.list[i];
-      if (((~candidate.key ^ prefix) & mask) == 0u) {
-        add_to_bin((~candidate.key >> shift) & 0xffu, select(1u, candidate.weight, by_weight));
+    for (var i = thread; i < candidates.count; i += 4u * THREADS) {
+      let keys = ~four_keys(i);
+      let amounts = select(vec4<u32>(1u), four_weights(i), by_weight);
+      let bins = (keys >> vec4<u32>(shift)) & vec4<u32>(0xffu);
+      let counts = four_listed(i) & (((keys ^ vec4<u32>(prefix)) & vec4<u32>(mask)) == vec4<u32>(0u));
+      if (counts.x) {
+        add_to_bin(bins.x, amounts.x);
+      }
+      if (counts.y) {
+        add_to_bin(bins.y, amounts.y);
+      }
+      if (counts.z) {
+        add_to_bin(bins.z, amounts.z);
+      }
+      if (counts.w) {
+        add_to_bin(bins.w, amounts.w);
       }
     }
     workgroupBarrier();
@@ -224,11 +275,12 @@ fn threshold(thread: u32, by_weight: bool, least: vec2<u32>) -> u32 {
 // The weight of the candidates with `key` or a greater one.
 fn weight_down_to(thread: u32, key: u32) -> vec2<u32> {
   var sum = vec2<u32>(0u, 0u);
-  for (var i = thread; i < candidates.count; i += THREADS) {
-    let candidate = candidates.list[i];
-    if (candidate.key >= key) {
-      sum = add_wide(sum, vec2<u32>(candidate.weight, 0u));
-    }
+  for (var i = thread; i < candidates.count; i += 4u * THREADS) {
+    let weights = select(vec4<u32>(0u), four_weights(i), four_listed(i) & (four_keys(i) >= vec4<u32>(key)));
+    sum = add_wide(sum, vec2<u32>(weights.x, 0u));
+    sum = add_wide(sum, vec2<u32>(weights.y, 0u));
+    sum = add_wide(sum, vec2<u32>(weights.z, 0u));
+    sum = add_wide(sum, vec2<u32>(weights.w, 0u));
   }
   running_sum(thread, sum);
   return total();
@@ -260,9 +312,15 @@ fn drawn(thread: u32) -> u32 {
 
   // A thread per span of the vocabulary.
   clear_bins(thread);
-  for (var i = thread; i < candidates.count; i += THREADS) {
-    let candidate = candidates.list[i];
-    add_to_bin(candidate.token / SPAN, surviving_weight(candidate.key, candidate.weight, least_key));
+  for (var i = thread; i < candidates.count; i += 4u * THREADS) {
+    let weights = four_weights(i);
+    let survives = (four_keys(i) >= vec4<u32>(least_key)) & (weights >= vec4<u32>(sequence.min_p));
+    let amounts = select(vec4<u32>(0u), weights, four_listed(i) & survives);
+    let spans = four_tokens(i) / SPAN;
+    add_to_bin(spans.x, amounts.x);
+    add_to_bin(spans.y, amounts.y);
+    add_to_bin(spans.z, amounts.z);
+    add_to_bin(spans.w, amounts.w);
   }
   workgroupBarrier();
   var value = bin_sum(thread);
