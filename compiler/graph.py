@@ -106,12 +106,6 @@ def small_value(tensor: gs.Tensor | None) -> np.ndarray | None:
         return None
 
 
-def scalar_value(tensor: gs.Tensor | None) -> int | float | None:
-    """The one number of a constant that holds exactly one."""
-    value = small_value(tensor)
-    return value.reshape(-1)[0].item() if value is not None and value.size == 1 else None
-
-
 def replace_reads(graph: gs.Graph, old: gs.Tensor, new: gs.Tensor) -> None:
     """Let every reader of `old` read `new`; a graph output keeps its name."""
     for node in readers(old):

@@ -38,7 +38,7 @@ class Target:
     `f16`: `enable f16;` may be used. `subgroups`: subgroup operations may be used, of any subgroup size
     from 4 to 128. `adapter`: made for that one; others run another variant. `cpu`: for adapters that a CPU
     plays (SwiftShader, lavapipe), where barriers and big shaders are dear
-    (docs/decisions/0005-a-variant-for-software-gpus.md).
+    (docs/decisions/0004-a-variant-for-software-gpus.md).
     """
 
     name: str
