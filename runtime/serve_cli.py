@@ -138,3 +138,7 @@ def entity_tags(manifest: Manifest) -> dict[str, str]:
     for shard in manifest.shards:
         tags[f"weights/{shard.file}"] = hashlib.sha256("".join(shard.blocks).encode()).hexdigest()
     return tags
+
+
+if __name__ == "__main__":
+    main()
