@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
+from typing import Any
 
 import numpy as np
 
@@ -14,19 +15,28 @@ from .session import Session
 
 WARM_UP_SECONDS = 0.3
 
+Settings = tuple[tuple[str, float], ...]
+"""Arguments of `Session.generate` by name, in the order given."""
+
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """`n_prompt` tokens fed, or `n_generated` tokens generated, with `depth` tokens in the cache before."""
+    """`n_prompt` tokens fed, or `n_generated` tokens generated, with `depth` tokens in the cache before.
+
+    `sampling`: arguments of `Session.generate` that are not its defaults.
+    """
 
     n_prompt: int
     n_generated: int
     depth: int
+    sampling: Settings = ()
 
     @property
     def name(self) -> str:
-        """llama-bench's: pp512, tg128 @ d4096."""
+        """llama-bench's: pp512, tg128 @ d4096; tg128 top_p=0.9."""
         name = f"pp{self.n_prompt}" if self.n_prompt else f"tg{self.n_generated}"
+        if self.sampling:
+            name += " " + ",".join(f"{key}={value:g}" for key, value in self.sampling)
         return f"{name} @ d{self.depth}" if self.depth else name
 
 
@@ -47,12 +57,21 @@ class Result:
         return stdev(self.samples) if len(self.samples) > 1 else 0.0
 
 
-def plan(prompts: Iterable[int], generated: Iterable[int], depths: Iterable[int]) -> list[Trial]:
-    """The tests of -p, -n and -d, in llama-bench's order; a length of 0 is no test."""
+def plan(
+    prompts: Iterable[int],
+    generated: Iterable[int],
+    depths: Iterable[int],
+    samplings: Iterable[Settings] = (),
+) -> list[Trial]:
+    """The tests of -p, -n and -d, in llama-bench's order; a length of 0 is no test.
+
+    Every -n is greedy first, and then with each of `samplings`.
+    """
+    samplings = ((), *samplings)
     tests = []
     for depth in depths:
         tests += [Trial(n, 0, depth) for n in prompts if n]
-        tests += [Trial(0, n, depth) for n in generated if n]
+        tests += [Trial(0, n, depth, sampling) for n in generated if n for sampling in samplings]
     return tests
 
 
@@ -118,7 +137,7 @@ class Bench:
         if test.n_prompt:
             self._feed(test.n_prompt)
         else:
-            self._generate(test.n_generated)
+            self._generate(test.n_generated, **dict(test.sampling))
         return (test.n_prompt or test.n_generated) / (time.perf_counter() - start)
 
     def _feed(self, n: int) -> None:
@@ -126,6 +145,7 @@ class Bench:
         for _ in self._session.generate(self.prompt(n), 1, stop_tokens=()):
             pass
 
-    def _generate(self, n: int) -> None:
-        for _ in self._session.generate((), n, stop_tokens=(), tokens_per_submit=self.tokens_per_submit):
+    def _generate(self, n: int, **sampling: Any) -> None:
+        tokens_per_submit = self.tokens_per_submit
+        for _ in self._session.generate((), n, (), tokens_per_submit, **sampling):
             pass

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import click
 
 from .artifact import open_artifact
-from .bench import Bench, Result, Trial, check_fits, plan
+from .bench import Bench, Result, Settings, Trial, check_fits, plan
 from .bench_ceilings import Ceilings, measure_ceilings
 from .bench_kernels import ProgramTime, time_program
 from .bench_peer import COMPARED, PEERS, Peer, agreement, side_by_side, start_peer
@@ -22,6 +23,7 @@ from .inspect_tables import printable
 from .limits import NATIVE_FEATURES, granted
 from .loading import load
 from .programs import Variant
+from .sampling_defaults import NAMES
 from .sequence import Writer
 from .session import TOKENS_PER_SUBMIT, Session
 
@@ -37,6 +39,22 @@ def lengths(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int
     return tuple(int(part) for part in parts)
 
 
+def settings(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[Settings, ...]:
+    """The callback of --sampling: pairs of a name of `Session.generate` and its number."""
+    found = []
+    for value in values:
+        pairs = [part.partition("=")[::2] for part in value.split(",")]
+        try:
+            numbers = tuple((name, float(number)) for name, number in pairs)
+        except ValueError:
+            raise click.BadParameter(f"{value!r} is not like top_p=0.9,temperature=0.8", ctx, param) from None
+        unknown = [name for name, _ in pairs if name not in NAMES]
+        if unknown:
+            raise click.BadParameter(f"{unknown[0]!r} is none of {', '.join(NAMES)}", ctx, param)
+        found.append(tuple((name, int(n) if n.is_integer() else n) for name, n in numbers))
+    return tuple(found)
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("folder", type=click.Path())
 @click.option(
@@ -47,6 +65,14 @@ def lengths(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int
 )
 @click.option(
     "-d", "depths", callback=lengths, default="0", show_default=True, help="Tokens in the cache before."
+)
+@click.option(
+    "--sampling",
+    "samplings",
+    callback=settings,
+    multiple=True,
+    metavar="NAME=NUMBER,...",
+    help="Generate by sampling too, as with top_k=50,temperature=0.8; may be given more than once.",
 )
 @click.option("-r", "repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Repetitions.")
 @click.option(
@@ -94,6 +120,7 @@ def run(
     kernels: bool,
     peer: str | None = None,
     model: str | None = None,
+    samplings: Sequence[Settings] = (),
 ) -> Report:
     """Load the artifact on a device of its own and measure.
 
@@ -102,11 +129,13 @@ def run(
     """
     if (peer is None) != (model is None):
         raise RuntimeFailure("--peer and --model", "go together", "give both or none")
+    if peer is not None and samplings:
+        raise RuntimeFailure("--sampling", "cannot be compared: the peer is greedy", "leave out one of them")
     artifact = open_artifact(folder)
     manifest = artifact.manifest
     if manifest.sequence is None:
         raise RuntimeFailure(f"{folder}", "is no language model", "webgpu-bench measures tokens per second")
-    tests = plan(prompts, generated, depths)
+    tests = plan(prompts, generated, depths, samplings)
     check_fits(tests, manifest.sequence.capacity)
     adapter = request_adapter()
     chosen, _ = choose_variant(artifact.variants, adapter, variant)
@@ -164,10 +193,14 @@ def _device(adapter: Any, variant: Variant, timestamps: bool) -> Any:
 
 
 def _programs(results: list[Result], variant: Variant) -> list[tuple[str, int]]:
-    """The programs that the tests replay, each once per depth: the largest chunk of a prompt, and decode."""
+    """The programs that the tests replay, each once per depth: the largest chunk of a prompt, and decode.
+
+    Not `decode_sampled`: what its kernels take depends on the settings.
+    """
     found: dict[tuple[str, int], None] = {}
     for result in results:
-        found[_program_of(result.test, variant), result.test.depth] = None
+        if not result.test.sampling:
+            found[_program_of(result.test, variant), result.test.depth] = None
     return list(found)
 
 

@@ -89,6 +89,7 @@ def _test(result: Result) -> dict[str, Any]:
         "n_prompt": result.test.n_prompt,
         "n_gen": result.test.n_generated,
         "n_depth": result.test.depth,
+        "sampling": dict(result.test.sampling),
         "avg_ts": result.mean,
         "stddev_ts": result.deviation,
         "samples_ts": list(result.samples),
@@ -154,7 +155,8 @@ def _program(program: ProgramTime, results: Sequence[Result]) -> str:
         f"({1e6 * program.host_seconds / program.n_dispatches:.2f} µs per dispatch)."
     )
     for test, wall in ((result.test, 1 / result.mean) for result in results):
-        if program.program == "decode" and test.n_generated and test.depth == program.depth:
+        greedy = test.n_generated and not test.sampling
+        if program.program == "decode" and greedy and test.depth == program.depth:
             more = 100 * (wall / program.gpu_seconds - 1)
             head += f" {test.name}: {1e6 * wall:.1f} µs a token by the clock, {more:+.1f} % of GPU time."
     rows = []

@@ -20,6 +20,7 @@ from webgpu_compile.runtime.bench_cli import main
 from webgpu_compile.runtime.bench_peer import PEERS
 from webgpu_compile.runtime.device import is_software, request_adapter
 from webgpu_compile.runtime.programs import Dispatch
+from webgpu_compile.runtime.session import Session
 
 CONFIG = of("tiny-llama", n_layers=1)
 
@@ -111,6 +112,13 @@ def test_markdown_names_kernels_and_ceilings(folder: Path) -> None:
         (("-p", "600"), "does not fit the cache of 256 positions"),
         (("-p", "x"), "is no list of lengths"),
         (("-p", "8", "-n", "4", "--variant", "none"), "variant 'none'"),
+        (("--sampling", "0.9"), "'0.9' is not like top_p=0.9,temperature=0.8"),
+        (("--sampling", "speed=2"), "'speed' is none of temperature, top_k"),
+        (("--sampling", "top_k=1.5", "-p", "0", "-n", "4"), "top_k: is 1.5; give a whole number"),
+        (
+            ("--sampling", "top_k=1", "--peer", "onnxruntime-webgpu", "--model", "x"),
+            "--sampling: cannot be compared: the peer is greedy; leave out one of them",
+        ),
     ],
 )
 def test_bad_options_are_one_sentence(folder: Path, options: tuple[str, ...], says: str) -> None:
@@ -118,6 +126,27 @@ def test_bad_options_are_one_sentence(folder: Path, options: tuple[str, ...], sa
     assert done.exit_code == 2
     assert says in done.output
     assert "Traceback" not in done.output
+
+
+def test_sampling_is_measured_beside_greedy(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+    generate = Session.generate
+
+    def noted(self: Session, ids: Any, n: int, *arguments: Any, **options: Any) -> Any:
+        asked.append(
+            {key: value for key, value in options.items() if key in ("top_p", "top_k", "temperature")}
+        )
+        return generate(self, ids, n, *arguments, **options)
+
+    monkeypatch.setattr(Session, "generate", noted)
+    settings = ("--sampling", "top_p=0.9,temperature=1.5", "--sampling", "top_k=3")
+    options = ("-p", "0", "-n", "6", "-r", "1", "-o", "json", *settings)
+    document = json.loads(bench(folder, *options))
+    names = ["tg6", "tg6 top_p=0.9,temperature=1.5", "tg6 top_k=3"]
+    assert [test["test"] for test in document["tests"]] == names
+    assert document["tests"][1]["sampling"] == {"top_p": 0.9, "temperature": 1.5}
+    assert asked.count({"top_p": 0.9, "temperature": 1.5}) == asked.count({"top_k": 3}) == 2
+    assert {program["program"] for program in document["programs"]} == {"decode"}
 
 
 def test_plan_is_in_llama_benchs_order() -> None:
