@@ -12,6 +12,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +247,18 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._fd, text.encode())
 
+    def press_until(self, key: str, text: str) -> None:
+        """Press `key` again every few seconds until `text` comes up.
+
+        CPython's readline does not see a Ctrl-C between its prompt and its first wait for input.
+        """
+        for _ in range(20):
+            self.type(key)
+            with suppress(AssertionError):
+                self.expect(text, timeout=5)
+                return
+        raise AssertionError(f"no {text!r} in {self.seen[self._at :]!r}")
+
     def exit_code(self) -> int:
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
@@ -263,8 +276,7 @@ def test_a_conversation_at_a_terminal(folder: Path, generator: TextGenerator) ->
     terminal.type("\x03")  # stops the text, not the program
     terminal.expect("sampling     greedy\n")
     terminal.expect(">>> ")
-    terminal.type("\x03")
-    terminal.expect("Use Ctrl-D or /bye to leave.")
+    terminal.press_until("\x03", "Use Ctrl-D or /bye to leave.")
     terminal.type("/help\n")
     terminal.expect("forget the conversation")
     terminal.type("/nonsense\n")
