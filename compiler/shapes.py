@@ -37,33 +37,32 @@ class Shapes:
 
     `project` is for products whose output goes on as it is (QKV above all), `residual` for those that add the
     residual and normalise, `gated` for gate and up, `head` for the LM head with its arg-max. `project.lanes`
-    is the most; short rows get fewer. `split` is how many cache positions a workgroup of decode attention
-    takes.
+    is the most; short rows get fewer. A workgroup of decode attention takes `tile` cache positions at a time,
+    and at most `splits` workgroups, up to 32, share a KV head's.
     """
 
     project: GemvLayout = GemvLayout(64, 128, 8)
     residual: GemvLayout = GemvLayout(256, 64)
-    gated: GemvLayout = GemvLayout(256, 32)
+    gated: GemvLayout = GemvLayout(128, 16)
     head: GemvLayout = GemvLayout(256, 16, 4)
-    split: int = 64
+    tile: int = 32
+    splits: int = 32
 
 
 GENERIC = Shapes()
 
 BY_VENDOR = MappingProxyType(
     {
-        # Cores of 64 lanes (32 since RDNA): wide rows suit both; there are fewer cores than on NVIDIA's.
-        "amd": replace(GENERIC, residual=GemvLayout(128, 64), head=GemvLayout(256, 32, 4)),
+        # Cores of 64 lanes (32 since RDNA): wide rows suit both.
+        "amd": replace(GENERIC, head=GemvLayout(256, 32, 4)),
         # SIMD groups of 32; unified memory is slow against arithmetic, so little sharing and many workgroups.
-        "apple": replace(
-            GENERIC, residual=GemvLayout(128, 32), gated=GemvLayout(128, 32), head=GemvLayout(128, 32, 4)
-        ),
+        "apple": replace(GENERIC, residual=GemvLayout(128, 32), head=GemvLayout(128, 32, 4)),
         # 8 to 32 lanes and few threads per core: small workgroups.
         "intel": replace(
             GENERIC,
-            project=GemvLayout(64, 32, 8),
-            residual=GemvLayout(128, 32),
-            gated=GemvLayout(128, 16),
+            project=GemvLayout(64, 32, 4),
+            residual=GemvLayout(64, 16),
+            gated=GemvLayout(64, 8),
             head=GemvLayout(64, 16, 4),
         ),
         "nvidia": GENERIC,
@@ -88,7 +87,8 @@ CHOICES = MappingProxyType(
             for lanes in (8, 16, 32)
             for rows in (4, 8)
         ),
-        "split": (32, 64, 128),
+        "tile": (16, 32, 64),
+        "splits": (8, 16, 32),
     }
 )
 """What `--tune` tries for each field of `Shapes`. They do not depend on each other."""

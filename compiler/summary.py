@@ -63,13 +63,17 @@ def rows(result: Result) -> list[Row]:
     return found
 
 
+UNITS = {"tile": "positions", "splits": "workgroups"}
+"""Of the fields of `Shapes` that are numbers."""
+
+
 def _tuning_rows(tuning: Tuning) -> list[Row]:
     """What was tried, and the sum over the kernels of a token, each timed by itself with cold weights."""
     change = f"{1e6 * tuning.before:.1f} → {1e6 * tuning.after:.1f} µs"
     found = [Row(tuning.target.name, change, f"measured on {tuning.adapter.device}")]
     for trial in tuning.trials:
         value = "cannot run" if trial.seconds is None else f"{1e6 * trial.seconds:.1f} µs"
-        note = f"{trial.value} positions" if trial.field == "split" else str(trial.value)
+        note = f"{trial.value} {UNITS[trial.field]}" if trial.field in UNITS else str(trial.value)
         found.append(Row(trial.field, value, f"{note}{', chosen' if trial.chosen else ''}", part=True))
     return found
 

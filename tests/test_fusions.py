@@ -13,9 +13,10 @@ from decoder_cases import FP16, long_rope, of
 from webgpu_compile.compiler.passes.front import FUSIONS
 from webgpu_compile.models import DecoderConfig
 
-TOLERANCE = {"int4": 0.03, "fp16": 0.002}
+TOLERANCE = {"int4": 0.05, "fp16": 0.002}
 """Largest logit difference. fp16: sums in another order, by 1e-6; then a logit under 4 may round to the next
-f16, which is 0.002 away. int4: an int8 activation may round to its other neighbour, as between variants."""
+f16, which is 0.002 away. int4: an int8 activation may round to its other neighbour, as between variants, and
+what a product writes itself is in blocks of 16 instead of 32 (0.032 seen, of logits up to 4)."""
 
 SMALL = {"n_layers": 1, "vocab_size": 523}
 F32 = {"io_dtype": "f32"}

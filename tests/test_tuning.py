@@ -37,7 +37,7 @@ OPTIONS: dict[str, Any] = {
     "variants": VARIANTS,
 }
 H200 = AdapterFacts("nvidia", "NVIDIA H200", False, ("shader-f16", "subgroups"))
-FIELDS = ("project", "residual", "gated", "head", "split")
+FIELDS = ("project", "residual", "gated", "head", "tile", "splits")
 
 
 class FakeMeasurer:
@@ -76,14 +76,14 @@ def tuned(lower: Lower, cost: Callable[[str], float | None]) -> tuple[Tuning, Fa
 
 def test_the_fastest_of_each_field_is_taken(lower: Lower) -> None:
     def cost(wgsl: str) -> float:
-        if "const SPLIT = 128u" in wgsl:  # of attention and of its reduction
+        if "const TILE = 64u" in wgsl:  # of attention and of its reduction
             return 0.5
-        if "TILE_OUTPUTS" in wgsl and "const LANES = 8u" in wgsl and "const THREADS = 128u" in wgsl:
+        if "TILE_OUTPUTS" in wgsl and "const LANES = 8u" in wgsl and "const THREADS = 64u" in wgsl:
             return 0.25
         return 1
 
     found, _ = tuned(lower, cost)
-    assert found.target.shapes == replace(GENERIC, gated=GemvLayout(128, 8), split=128)
+    assert found.target.shapes == replace(GENERIC, gated=GemvLayout(64, 8), tile=64)
     assert found.target.name == "tuned-nvidia-h200"
     assert found.target.features == TARGETS["f16-subgroups"].features
     layers = CONFIG.n_layers
@@ -114,11 +114,11 @@ def test_equal_kernels_are_measured_once(lower: Lower) -> None:
 
 def test_what_cannot_run_is_not_chosen(lower: Lower) -> None:
     def cost(wgsl: str) -> float | None:
-        return None if "const SPLIT = 32u" in wgsl else 1
+        return None if "const TILE = 16u" in wgsl else 1
 
     found, _ = tuned(lower, cost)
     [refused] = [trial for trial in found.trials if trial.seconds is None]
-    assert (refused.field, refused.value, refused.chosen) == ("split", 32, False)
+    assert (refused.field, refused.value, refused.chosen) == ("tile", 16, False)
     with pytest.raises(CompileError, match="NVIDIA H200 does not run the kernels"):
         tuned(lower, lambda wgsl: None)
 
@@ -168,7 +168,7 @@ def test_names_and_first_guess(adapter: AdapterFacts, name: str) -> None:
 @pytest.fixture(scope="module")
 def few_choices() -> Any:
     """Software Vulkan compiles a kernel for a tenth of a second: three values besides the table's."""
-    few = {**dict.fromkeys(FIELDS, ()), "residual": (GemvLayout(64, 16),), "split": (32,)}
+    few = {**dict.fromkeys(FIELDS, ()), "residual": (GemvLayout(64, 16),), "tile": (64,)}
     few["head"] = (GemvLayout(64, 8, 8),)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shapes, "CHOICES", few)
@@ -194,10 +194,14 @@ def test_a_real_tune_measures_and_says_so(real: tuple[Path, Any]) -> None:
     text = plain(result)
     assert re.search(rf"^{first['name']} +[\d.]+ → [\d.]+ µs  measured on ", text, re.MULTILINE)
     assert (
-        len(re.findall(r"^  (?:project|residual|gated|head|split) .* µs .*, chosen$", text, re.MULTILINE))
-        == 5
+        len(
+            re.findall(
+                r"^  (?:project|residual|gated|head|tile|splits) .* µs .*, chosen$", text, re.MULTILINE
+            )
+        )
+        == 6
     )
-    assert re.search(r"^  split +[\d.]+ µs  32 positions", text, re.MULTILINE)
+    assert re.search(r"^  tile +[\d.]+ µs  32 positions", text, re.MULTILINE)
 
 
 def logits_of(session: Any) -> np.ndarray:
@@ -211,9 +215,10 @@ def test_other_shapes_give_the_same_answers(artifacts: Any, tmp_path: Path) -> N
         GENERIC,
         project=GemvLayout(256, 32, 4),
         residual=GemvLayout(64, 16),
-        gated=GemvLayout(128, 8),
+        gated=GemvLayout(64, 8),
         head=GemvLayout(64, 32, 8),
-        split=32,
+        tile=16,
+        splits=4,
     )
     found = {}
     with pytest.MonkeyPatch.context() as patch:

@@ -125,7 +125,8 @@ def _share(program: Program, binding: Binding, constants: dict[str, Constant], d
         appended = binding.access is Access.READ_WRITE
         return program.rows if appended else _visible(constants, depth), _number(constants, "capacity")
     if binding.variable in _PARTIALS and "n_splits" in constants:
-        return -(-_visible(constants, depth) // _number(constants, "split")), _number(constants, "n_splits")
+        n_splits = _number(constants, "n_splits")
+        return min(-(-_visible(constants, depth) // _number(constants, "tile")), n_splits), n_splits
     return 1, 1
 
 
@@ -133,8 +134,8 @@ def _operations(program: Program, kernel: Kernel, constants: dict[str, Constant]
     """Two per multiply-accumulate; `work` of attention is for a full cache."""
     if not kernel.template.startswith("attention") or "capacity" not in constants:
         return 2 * kernel.work
-    splits = _number(constants, "n_splits") * _number(constants, "split")
-    whole = min(_number(constants, "capacity"), splits) if splits else _number(constants, "capacity")
+    capacity = _number(constants, "capacity")
+    whole = _visible(constants, capacity) if "n_splits" in constants else capacity
     # Rows of a chunk see the cache up to themselves: on average half a chunk less than the last one.
     visible = _visible(constants, max(depth - (program.rows - 1) // 2, 1))
     return 2 * kernel.work * min(visible, whole) // whole

@@ -39,7 +39,8 @@ class Attention:
     rotary_dim / 2], the cosines, then the sines; for LongRoPE each is [short; long] with `long_row` short
     rows, and the long ones are read when `sequence.call_length` > `long_threshold`.
 
-    `split` cache positions are one workgroup's of decode attention, a power of two up to `THREADS`.
+    A workgroup of decode attention takes `tile` positions of the cache at a time, a power of two from
+    `SEGMENTS` to `THREADS`; at most `splits`, up to 32, share a KV head's, tile by tile.
     """
 
     heads: int
@@ -58,7 +59,8 @@ class Attention:
     interleaved: bool = False
     long_threshold: int = 0
     long_row: int = 0
-    split: int = GENERIC.split
+    tile: int = GENERIC.tile
+    splits: int = GENERIC.splits
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
@@ -87,9 +89,11 @@ class Attention:
 
     @property
     def n_splits(self) -> int:
-        """Splits of the cache that can be visible at once: under a window, few of a long cache."""
-        splits = -(-self.capacity // self.split)
-        return splits if self.window < 0 else min(splits, (self.window + self.split - 2) // self.split + 1)
+        """Workgroups that share the cache of a KV head: fewer if so many tiles are never visible at once."""
+        tiles = -(-self.capacity // self.tile)
+        if self.window > 0:
+            tiles = min(tiles, (self.window + self.tile - 2) // self.tile + 1)
+        return min(tiles, self.splits)
 
     @property
     def decode_grid(self) -> Grid:
@@ -168,7 +172,8 @@ def rope_append(
                 constants=sorted_constants(
                     _rope_constants(attention),
                     window=max(attention.window, 0),
-                    split=attention.split,
+                    tile=attention.tile,
+                    n_splits=attention.n_splits,
                     grid_x=attention.decode_grid[0],
                     rows=rows,
                 ),
@@ -219,6 +224,8 @@ def decode_attention(
     # Heads whose slices are summed at once: two, unless a wide group leaves memory for one only.
     batch = 2 if attention.served > 1 and attention.served * attention.fours < 512 else 1
     slices = THREADS // attention.fours
+    parts = THREADS // attention.tile
+    visible = attention.capacity if attention.window < 0 else min(attention.window, attention.capacity)
     decode = Kernel(
         name="attention_decode",
         template="attention_decode.wgsl.j2",
@@ -228,44 +235,42 @@ def decode_attention(
         constants=sorted_constants(
             softmax_constants(attention),
             served=attention.served,
-            split=attention.split,
+            tile=attention.tile,
             n_splits=attention.n_splits,
             segments=SEGMENTS,
-            parts=THREADS // attention.split,
+            parts=parts,
             slices=slices,
-            key_loads=-(-attention.fours // (THREADS // attention.split)),
-            value_loads=-(-attention.split // slices),
+            key_loads=-(-attention.fours // parts),
+            value_loads=-(-attention.tile // slices),
             batch=batch,
         ),
         nodes=nodes,
         workgroup_nbytes=16 * attention.served * attention.fours
-        + 4 * attention.served * (THREADS + 2 * SEGMENTS)
+        + 4 * attention.served * (THREADS + 2 * SEGMENTS + 1)
         + 16 * batch * slices * attention.fours,
-        work=2
-        * attention.heads
-        * min(attention.capacity, attention.n_splits * attention.split)
-        * attention.head_size,
+        work=2 * attention.heads * visible * attention.head_size,
         worst_grid=attention.decode_grid if grid else None,
     )
     if single:
         return Lowered((decode,))
+    slots = max(4, 1 << (attention.n_splits - 1).bit_length())
     reduce = Kernel(
         name="attention_reduce",
         template="attention_reduce.wgsl.j2",
-        workgroup=(THREADS, 1, 1),
+        workgroup=(REDUCE_FOURS * slots, 1, 1),
         grid=(attention.heads, -(-attention.fours // REDUCE_FOURS), 1),
         bindings=(Binding("sequence", SEQUENCE), *partials, *sink, *target),
         constants=sorted_constants(
             softmax_constants(attention),
-            split=attention.split,
+            tile=attention.tile,
             n_splits=attention.n_splits,
             lanes=REDUCE_FOURS,
-            slices=THREADS // REDUCE_FOURS,
+            slices=slots,
             y_int8=out_int8,
             y_scales=quantized_scales(attention.heads * attention.head_size, 4 * REDUCE_FOURS),
         ),
         nodes=nodes,
-        workgroup_nbytes=THREADS * 16 + THREADS // REDUCE_FOURS * 8,
+        workgroup_nbytes=16 * (REDUCE_FOURS * slots + REDUCE_FOURS) + 8 * slots,
         work=attention.heads * attention.n_splits * attention.head_size,
     )
     return Lowered((decode, reduce), (softmax, sums))

@@ -26,11 +26,12 @@ from .linear_epilogue import (
     outputs,
 )
 from .linear_format import Linear, Segment, params_words
-from .quantize import quantized_squares, quantized_tensor
+from .quantize import quantized_scales, quantized_squares, quantized_tensor
 
 TILE_N = 64  # rows of W per workgroup of a GEMM
 PART = 64  # values along K that an int8 GEMM sums up before it adds them to the rest
 FLOAT_STEP = 32  # values along K in a tile of a GEMM in f32
+ENOUGH_TILES = 256  # workgroups that keep a big GPU busy, about twice its cores
 MOST_ROWS = 16  # rows of int8 x that a GEMM takes without tiles
 
 
@@ -39,13 +40,12 @@ class GemvShape:
     """How a GEMV runs, in powers of two.
 
     `lanes` threads walk together along K of the same `rows` rows of W and add up what they have in
-    workgroup memory, so that no subgroup size matters. `unroll` chunks of a row are loaded at once.
+    workgroup memory, so that no subgroup size matters.
     """
 
     threads: int
     lanes: int
     rows: int
-    unroll: int = 1
 
     @property
     def tile_rows(self) -> int:
@@ -121,9 +121,8 @@ def gemv(
             **epilogue_constants(epilogue, linear),
             **_shape_constants(shape),
             "rows": 1,
-            "unroll": shape.unroll if linear.n_chunks % (shape.unroll * shape.lanes) == 0 else 1,
             "x_epsilon": x_epsilon or 0,
-            "x_squares": quantized_squares(linear.k, linear.chunk),
+            "x_squares": quantized_squares(linear.k, linear.int8_block),
             "grid_x": grid[0],
             "grid_y": grid[1],
             "n_groups": n_groups,
@@ -166,7 +165,9 @@ def gemm(
     the same bits in a chunk of any size: a prompt's logits must not depend on how it is cut.
     """
     epilogue = epilogue or Plain()
-    if not isinstance(epilogue, Plain | Gated) or getattr(epilogue, "y_int8", False):
+    if linear.int8_block != linear.chunk:
+        raise ValueError(f"a GEMM takes int8 in blocks of {linear.chunk}, not {linear.int8_block}")
+    if not isinstance(epilogue, Plain | Gated) or (isinstance(epilogue, Gated) and epilogue.y_block):
         raise ValueError(f"a GEMM has no epilogue {type(epilogue).__name__}")
     check(linear, epilogue)
     shape = shape or gemm_shape(linear, rows)
@@ -248,16 +249,17 @@ def _shares_shape(linear: Linear, tile_outputs: int) -> bool:
 
 
 def gemm_shape(linear: Linear, rows: int) -> RowsShape | TileShape:
-    """Few rows of int8 without tiles, the more parts the longer K; else tiles of 64 rows.
+    """Few rows of int8 without tiles, the more parts the longer K; else tiles.
 
-    Tiles of int8 are of one height, so that chunks of all sizes share a shader; on an H200 lower ones gain
-    a tenth at most where rows are few, and lose a fifth where they are many (gemm_cost.py).
+    A tile of int8 has 128 rows where enough of them remain for a big GPU, and 64 otherwise, also for fewer
+    rows, so that chunks of most sizes share a shader (gemm_cost.py).
     """
     if linear.activation == "int8" and rows <= MOST_ROWS:
         n_parts = -(-linear.k // PART)
         return RowsShape(2, 64) if n_parts > 64 else RowsShape(4, 32) if n_parts > 16 else RowsShape(8, 16)
     if linear.activation == "int8":
-        return TileShape(64, 128)
+        n_tiles = -(-linear.matrix_rows // TILE_N) * -(-rows // 128)
+        return TileShape(128, 128) if n_tiles >= ENOUGH_TILES else TileShape(64, 128)
     if rows <= 16:
         return TileShape(16, 64)
     return TileShape(32, 128) if rows <= 32 else TileShape(64, 128)
@@ -272,33 +274,25 @@ def n_partials(linear: Linear, shape: GemvShape | None = None, shapes: Shapes = 
 def gemv_shape(linear: Linear, epilogue: Epilogue, shapes: Shapes) -> GemvShape:
     """Rows for many loads in flight; outputs in whole int8 blocks where they are blocks."""
     if isinstance(epilogue, Residual):
-        return _blocks(shapes.residual, linear.chunk, _unroll(linear, shapes.residual.lanes))
-    if isinstance(epilogue, Gated) and epilogue.y_int8:
-        # A workgroup writes one block of outputs, as many as their readers take together.
-        return _blocks(shapes.gated, 2 * linear.chunk, 1)
+        return _blocks(shapes.residual, epilogue.block)
+    if isinstance(epilogue, Gated) and epilogue.y_block:
+        return _blocks(shapes.gated, 2 * epilogue.y_block)
     if isinstance(epilogue, Gated):
         return GemvShape(shapes.gated.threads, shapes.gated.lanes, shapes.gated.rows or 8)
     if isinstance(epilogue, Argmax):
         # A head's partial maxima are read by one workgroup: some thousand are few enough.
-        head = shapes.head
-        return GemvShape(head.threads, head.lanes, head.rows, 2)
+        return GemvShape(shapes.head.threads, shapes.head.lanes, shapes.head.rows)
     project = shapes.project
     lanes = min(next((n for n in (32, 64) if n >= linear.n_chunks), 128), project.lanes)
     rows = project.rows if linear.matrix_rows >= 2048 else max(4, project.rows // 2)  # fours rotate together
-    return GemvShape(max(lanes, project.threads), lanes, rows, _unroll(linear, lanes))
+    return GemvShape(max(lanes, project.threads), lanes, rows)
 
 
-def _blocks(layout: GemvLayout, tile_rows: int, unroll: int) -> GemvShape:
+def _blocks(layout: GemvLayout, tile_rows: int) -> GemvShape:
     """As `layout` has it, with the rows per thread that make `tile_rows` rows of W per workgroup."""
     threads = min(layout.threads, tile_rows * layout.lanes // 2)  # a thread has two rows or more
     rows = min(tile_rows * layout.lanes // threads, layout.lanes)
-    return GemvShape(tile_rows * layout.lanes // rows, layout.lanes, rows, unroll)
-
-
-def _unroll(linear: Linear, lanes: int, most: int = 8) -> int:
-    """All the chunks of a lane at once, if they are few."""
-    steps, rest = divmod(linear.n_chunks, lanes)
-    return steps if rest == 0 and 0 < steps <= most else 1
+    return GemvShape(tile_rows * layout.lanes // rows, layout.lanes, rows)
 
 
 def _shape_constants(shape: GemvShape) -> dict[str, Constant]:
@@ -321,8 +315,8 @@ def layer_constants(linear: Linear, segment: Segment, x_limit: int, x_int8: bool
     zeros_word, bias_word = params_words(linear, rows)[:2]
     x_scales = x_stride = 0
     if x_int8:
-        x_scales = linear.n_chunks * linear.chunk // 4
-        x_stride = quantized_tensor("", 1, linear.k, linear.chunk).shape[1]
+        x_scales = quantized_scales(linear.k, linear.int8_block)
+        x_stride = quantized_tensor("", 1, linear.k, linear.int8_block).shape[1]
     return {
         "format": linear.format,
         "shared_shape": False,
@@ -336,6 +330,7 @@ def layer_constants(linear: Linear, segment: Segment, x_limit: int, x_int8: bool
         "n": segment.end - segment.begin,
         "matrix_rows": rows,
         "chunk": linear.chunk,
+        "x_block": linear.int8_block,
         "n_chunks": linear.n_chunks,
         "row_chunks": linear.padded_k // linear.chunk,
         "block_size": linear.block_size,

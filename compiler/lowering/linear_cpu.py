@@ -38,7 +38,8 @@ def product(
     With `sequence` it does nothing once `sequence.stop` is set, nor for rows from `sequence.length` on.
     """
     epilogue = epilogue or Plain()
-    if not isinstance(epilogue, Plain | Gated | Argmax) or getattr(epilogue, "y_int8", False):
+    fits = isinstance(epilogue, Plain | Argmax) or (isinstance(epilogue, Gated) and not epilogue.y_block)
+    if not fits:
         raise ValueError(f"no epilogue {type(epilogue).__name__} here")
     if isinstance(epilogue, Argmax) and rows > 1:
         raise ValueError("the arg-max is of one row")

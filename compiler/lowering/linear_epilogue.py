@@ -19,11 +19,11 @@ class Plain:
 class Gated:
     """y = act(gate) · up, f32 [rows, n], of a gated `Linear`. `act`: "silu", "gelu" (erf), "gelu_tanh".
 
-    `y_int8`: y is a `quantized_tensor` (GEMV only), for a next layer with the same chunk.
+    `y_block`: y is a `quantized_tensor` in blocks of so many (GEMV only), one per workgroup.
     """
 
     act: str
-    y_int8: bool = False
+    y_block: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +32,13 @@ class Residual:
 
     y is the sum times the weight of the RMSNorm that follows, as a `quantized_tensor` with sums of squares:
     a workgroup knows only its own part of the row, so the norm's factor is left to the readers of y
-    (`x_epsilon` of `gemv`). That saves the norm's dispatch.
+    (`x_epsilon` of `gemv`). That saves the norm's dispatch. A workgroup writes one `block`.
     """
 
     residual: str
     norm_weight: str
     norm_dtype: DType
+    block: int
     sum_out: str | None = None
 
 
@@ -100,8 +101,8 @@ def check(linear: Linear, epilogue: Epilogue) -> None:
             raise ValueError("head size and rotary dimension must be multiples of 4: four rows go together")
         if bool(epilogue.rope) != bool(epilogue.rotary_dim):
             raise ValueError("a rotary table and a rotary dimension go together")
-    y_int8 = isinstance(epilogue, Residual) or (isinstance(epilogue, Gated) and epilogue.y_int8)
-    if y_int8 and (len(linear.segments) != 1 or linear.n % linear.chunk or linear.activation != "int8"):
+    y_block = _y_block(epilogue)
+    if y_block and (len(linear.segments) != 1 or linear.n % y_block or linear.activation != "int8"):
         raise ValueError("int8 outputs are for int8 layers in one segment, in whole blocks")
     n_bindings = 3 + (linear.segments[0].params is not None) + len(outputs(epilogue, ""))
     if n_bindings > SPEC_LIMITS["max-storage-buffers-per-shader-stage"]:
@@ -109,18 +110,21 @@ def check(linear: Linear, epilogue: Epilogue) -> None:
 
 
 def epilogue_constants(epilogue: Epilogue, linear: Linear) -> dict[str, Constant]:
-    int8 = {
-        "y_block": linear.chunk,
-        "y_scales": quantized_scales(linear.n, linear.chunk),
-        "y_squares": quantized_squares(linear.n, linear.chunk),
-    }
+    y_block = _y_block(epilogue)
+    int8: dict[str, Constant] = {}
+    if y_block:
+        int8 = {
+            "y_block": y_block,
+            "y_scales": quantized_scales(linear.n, y_block),
+            "y_squares": quantized_squares(linear.n, y_block),
+        }
     match epilogue:
-        case Gated(act, y_int8):
+        case Gated(act):
             if act not in ("silu", "gelu", "gelu_tanh"):
                 raise ValueError(f"no gate activation {act!r}")
-            return {"epilogue": "gated", "act": act, "y_int8": y_int8, **(int8 if y_int8 else {})}
+            return {"epilogue": "gated", "act": act, "y_int8": bool(y_block), **int8}
         case Residual():
-            padding = -(linear.n // linear.chunk) % 4
+            padding = -(linear.n // y_block) % 4
             return {
                 "epilogue": "residual",
                 "norm_dtype": epilogue.norm_dtype.value,
@@ -146,6 +150,13 @@ def epilogue_constants(epilogue: Epilogue, linear: Linear) -> dict[str, Constant
                 "long_row": epilogue.long_row,
             }
     return {"epilogue": "plain"}
+
+
+def _y_block(epilogue: Epilogue) -> int:
+    """Outputs in an int8 block; 0 where they are f32."""
+    if isinstance(epilogue, Residual):
+        return epilogue.block
+    return epilogue.y_block if isinstance(epilogue, Gated) else 0
 
 
 def outputs(epilogue: Epilogue, y: str) -> list[Binding]:

@@ -35,7 +35,7 @@ class Linear:
     * "f16", "f32": [n, padded_k], rows padded with zeros to 16 bytes (layouts "transpose" and "rows").
 
     `n` counts the outputs; of a `gated` one the matrix has 2 · n rows. `activation="int8"` (q4 only)
-    multiplies in integers: a GEMV quantises what it reads, a GEMM takes it as `quantize` writes it.
+    multiplies in integers: x is a `quantized_tensor` with a scale per `x_block` values, 0 for a chunk.
     """
 
     format: str
@@ -49,6 +49,7 @@ class Linear:
     bias_dtype: DType = DType.F16
     gated: bool = False
     activation: str = "f32"
+    x_block: int = 0
 
     @property
     def chunk(self) -> int:
@@ -56,6 +57,11 @@ class Linear:
         if self.format == "q4":
             return int8_chunk(self.block_size)
         return CHUNK_NBYTES // (2 if self.format == "f16" else 4)
+
+    @property
+    def int8_block(self) -> int:
+        """Int8 activations under one scale: a chunk, or a part of one."""
+        return self.x_block or self.chunk
 
     @property
     def padded_k(self) -> int:

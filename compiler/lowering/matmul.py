@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from ..graph import producer
 from ..passes.function_bodies import INT8_BLOCK
 from ..passes.functions import int8_block
 from ..passes.fuse_residual_norm import deferred_epsilon
@@ -20,6 +22,10 @@ from .linear_format import Linear
 from .linear_weights import Part, dense_linear, q4_linear
 from .norm import norm_kernel
 from .quantize import quantize, write_int8
+
+OUTPUT_BLOCK = 16
+"""Values per scale where the product of one row writes int8. A workgroup writes whole blocks: of 32 a row of
+2,048 would keep half of a big GPU's cores busy."""
 
 
 @lower(
@@ -50,13 +56,15 @@ def matmul_bias(op: Op) -> list[Kernel]:
 def gated_matmul_nbits(op: Op) -> list[Kernel]:
     """y = act(x · gateᵀ) · (x · upᵀ), both 4-bit; y is int8 where one row of it is read so."""
     linear = nbits_linear(op, (1, 2, 3, 4), (5, 6, 7, 8))
-    act, int8 = op.attr("activation"), op.attr(INT8_BLOCK)
+    act, int8 = op.attr("activation"), op.attr(INT8_BLOCK, 0)
     if int8 and op.builder.target.cpu:
         y = op.scratch("y", DType.F32, (1, linear.n)).name
         to_int8 = quantize(y, write_int8(op), 1, linear.n, int8, nodes=op.nodes, sequence=op.sequence)
         return [*project(op, linear, y, Gated(act)), to_int8]
-    y = write_int8(op) if int8 else op.write().name
-    return project(op, linear, y, Gated(act, bool(int8)))
+    if not int8:
+        return project(op, linear, op.write().name, Gated(act))
+    block = min(OUTPUT_BLOCK, int8)
+    return project(op, linear, write_int8(op, block), Gated(act, block))
 
 
 @lower("GatedMatMul", domain="webgpu_compile", limits="made by the compiler")
@@ -81,8 +89,9 @@ def residual_norm_matmul_nbits(op: Op) -> list[Kernel]:
         product = op.scratch("y", DType.F32, (1, linear.n))
         norm = norm_kernel(op, product, weight, skip=residual, y_int8=write_int8(op), sum_out=sum_out)
         return [*project(op, linear, product.name), norm]
-    epilogue = Residual(residual.name, weight.name, weight.dtype, sum_out.name)
-    return project(op, linear, write_int8(op, squares=True), epilogue)
+    block = min(OUTPUT_BLOCK, op.attr(INT8_BLOCK))
+    epilogue = Residual(residual.name, weight.name, weight.dtype, block, sum_out.name)
+    return project(op, linear, write_int8(op, block, squares=True), epilogue)
 
 
 @lower("ArgMaxMatMul", domain="webgpu_compile", limits="made by the compiler")
@@ -134,7 +143,7 @@ def nbits_linear(op: Op, *matrices: tuple[int, int, int, int]) -> Linear:
         raise op.error(f"has block size {block_size}", "quantise with blocks of 16, 32, 64, 128 or 256")
     _, scales, _, bias = (op.value(index) for index in matrices[0])
     assert isinstance(scales, gs.Constant)
-    return q4_linear(
+    linear = q4_linear(
         op.builder,
         [nbits_part(op, *positions) for positions in matrices],
         k=op.attr("K"),
@@ -144,6 +153,14 @@ def nbits_linear(op: Op, *matrices: tuple[int, int, int, int]) -> Linear:
         gated=len(matrices) == 2,
         activation="int8" if int8_block(op.value(0)) else "f32",
     )
+    return replace(linear, x_block=_x_block(op))
+
+
+def _x_block(op: Op) -> int:
+    """Values per scale of input 0 in int8; 0 where it is not."""
+    block, x = int8_block(op.value(0)), op.value(0)
+    writer = producer(x, "ResidualNormMatMulNBits", "GatedMatMulNBits") if x is not None else None
+    return min(OUTPUT_BLOCK, block) if writer is not None and not op.builder.target.cpu else block
 
 
 def matmul_linear(op: Op, weights: Sequence[int], *, bias: int | None = None, gated: bool = False) -> Linear:

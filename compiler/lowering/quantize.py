@@ -18,11 +18,14 @@ def quantize_activations(op: Op) -> list[Kernel]:
     return [quantize(op.read(0).name, y, prod(outer), k, block, nodes=op.nodes, sequence=op.sequence)]
 
 
-def write_int8(op: Op, *, squares: bool = False) -> str:
-    """Output 0 of an operator that is told to write int8: the name of its `quantized_tensor`."""
+def write_int8(op: Op, block: int = 0, *, squares: bool = False) -> str:
+    """Output 0 of an operator that is told to write int8: the name of its `quantized_tensor`.
+
+    `block`: values per scale, unless as many as it is told.
+    """
     *outer, k = op.out_shape(0)
     name = op.node.outputs[0].name
-    tensor = quantized_tensor(name, prod(outer), k, op.attr(INT8_BLOCK), squares=squares)
+    tensor = quantized_tensor(name, prod(outer), k, block or op.attr(INT8_BLOCK), squares=squares)
     return op.builder.tensor(tensor.name, tensor.dtype, tensor.shape, tensor.role).name
 
 

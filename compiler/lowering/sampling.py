@@ -47,7 +47,7 @@ CPU_SAMPLE_THREADS = 16
 BINS = 256
 """Of the histogram of weights: eight per octave."""
 
-MIN_SPAN = 1024
+MIN_SPAN = 512
 """Tokens of the vocabulary per workgroup of the first three kernels, unless that makes too many spans."""
 
 CANDIDATES_WORDS = 8 + 1

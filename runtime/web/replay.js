@@ -44,22 +44,26 @@ export function capture(device, steps, ranges, launches, buffers, pipelines) {
 
 /** The hot loop. @param {GPUCommandEncoder} encoder @param {Iterable<Prepared>} work */
 export function encode(encoder, work) {
+  /** @type {GPUComputePassEncoder | null} one for all dispatches between two copies: to begin one is dear */
+  let pass = null;
   for (const program of work) {
     for (const part of program) {
       if ("copy" in part) {
+        pass?.end();
+        pass = null;
         encoder.copyBufferToBuffer(...part.copy);
         continue;
       }
-      const pass = encoder.beginComputePass();
+      pass ??= encoder.beginComputePass();
       for (const { pipeline, group, grid, indirect } of part.pass) {
         if (pipeline !== null) pass.setPipeline(pipeline);
         pass.setBindGroup(0, group);
         if (indirect === null) pass.dispatchWorkgroups(grid[0], grid[1], grid[2]);
         else pass.dispatchWorkgroupsIndirect(indirect, grid[0]);
       }
-      pass.end();
     }
   }
+  pass?.end();
 }
 
 const MAP_READ = 0x1;

@@ -46,8 +46,9 @@ SHAPES = {
     "head size 256, window 63": Attention(4, 1, 256, 200, window=63, scale=0.05),
     "odd head size, window 1": Attention(3, 1, 36, 70, window=1),
     "prime group": Attention(11, 1, 64, 129, DType.F32),
-    "short splits, head size 48": Attention(4, 2, 48, 200, split=32),
-    "long splits, group 7, window 150": Attention(7, 1, 64, 300, window=150, split=128),
+    "short tiles, head size 48": Attention(4, 2, 48, 200, tile=16),
+    "long tiles, group 7, window 150": Attention(7, 1, 64, 300, window=150, tile=128),
+    "tiles in turn, group 3, window 150": Attention(6, 2, 64, 300, window=150, tile=16, splits=3),
 }
 shapes = pytest.mark.parametrize("attention", SHAPES.values(), ids=SHAPES)
 targets = pytest.mark.parametrize("target", DISTINCT, ids=lambda target: target.name)
@@ -129,14 +130,14 @@ def test_decode(attention: Attention, target: Target) -> None:
 
 @pytest.mark.parametrize("total", [1, 100, 131072])
 def test_decode_of_a_long_cache(total: int) -> None:
-    """2,048 splits; 131,072 terms, of which the greatest decide."""
+    """4,096 tiles of 32 splits; 131,072 terms, of which the greatest decide."""
     got, expected = run_decode(Attention(2, 1, 32, 131072), PORTABLE, total)
     np.testing.assert_allclose(got, expected, atol=TOLERANCE, rtol=0)
 
 
 def test_a_window_bounds_the_grid_of_a_long_cache() -> None:
     attention = Attention(2, 1, 32, 131072, window=128)
-    assert attention.n_splits == 3
+    assert attention.n_splits == 5
     for total in (1, 128, 129, 192, 193, 131072):
         got, expected = run_decode(attention, PORTABLE, total)
         np.testing.assert_allclose(got, expected, atol=TOLERANCE, rtol=0)
@@ -155,9 +156,8 @@ def test_indirect_and_fixed_grids_give_the_same_bits(window: int) -> None:
         append = lower_append(attention, 1, grid="grid")
         words = run(append, PORTABLE, {**arrays, "qkv": qkv, "grid": np.full(3, 7, np.uint32)})["grid"]
         first = max(0, total - window) if window > 0 else 0
-        live = (total - 1) // attention.split - first // attention.split + 1
+        live = min((total - 1) // attention.tile - first // attention.tile + 1, attention.n_splits)
         assert words.tolist() == [1, live, 1]
-        assert live <= attention.n_splits
         kernels = (replace(indirect.kernels[0], grid=tuple(words.tolist())), *indirect.kernels[1:])
         got = run(replace(indirect, kernels=kernels), PORTABLE, arrays)["y"]
         whole = run(fixed, PORTABLE, arrays)
@@ -348,7 +348,7 @@ def test_rope_append(attention: Attention, separate: bool, target: Target) -> No
             arrays["grid"] = np.zeros(3, np.uint32)
         got = run(lower_append(attention, rows, "grid" if grid else None, separate), target, arrays)
         if grid:
-            assert got["grid"].tolist() == [kv, 1, 1]
+            assert got["grid"].tolist() == [kv, past // attention.tile + 1, 1]
         fits = min(length, 40 - past)
         row = past + (attention.long_row if call > attention.long_threshold else 0)
         turn = (lambda a, row=row: rotated(attention, a, table, row)) if attention.rotary_dim else np.float64

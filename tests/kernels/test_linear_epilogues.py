@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -258,9 +259,9 @@ def int8_values(tensor: np.ndarray, k: int, block: int) -> np.ndarray:
 
 
 @EVERY_GPU
-@pytest.mark.parametrize("block", [16, 32])
+@pytest.mark.parametrize(("block", "y_block"), [(16, 16), (32, 16), (32, 32)])
 @pytest.mark.parametrize("n", [96, 256])
-def test_residual_and_the_norm_that_follows(n: int, block: int, target: Target) -> None:
+def test_residual_and_the_norm_that_follows(n: int, block: int, y_block: int, target: Target) -> None:
     """One GEMV writes the residual stream and its norm but for a factor, the next one applies it.
 
     int8 outputs are within half a step of what they stand for; the second GEMV is compared with its own
@@ -271,8 +272,8 @@ def test_residual_and_the_norm_that_follows(n: int, block: int, target: Target) 
     x, exact = activations(rng, case)
     residual = rng.normal(0, 3, (1, n)).astype(np.float32)
     weight = rng.normal(1, 0.2, n).astype(np.float16)
-    tensor = quantized_tensor("y", 1, n, block, squares=True)
-    epilogue = Residual("residual", "norm_weight", DType.F16, "sum_out")
+    tensor = quantized_tensor("y", 1, n, y_block, squares=True)
+    epilogue = Residual("residual", "norm_weight", DType.F16, y_block, "sum_out")
     [kernel] = lowering.gemv(case.linear, "x", "y", nodes=(), epilogue=epilogue)
     got = run(
         kernel,
@@ -289,32 +290,32 @@ def test_residual_and_the_norm_that_follows(n: int, block: int, target: Target) 
     total = residual + exact @ case.w.T + case.bias
     np.testing.assert_allclose(got["sum_out"], total, rtol=0, atol=1e-4)
     want = (total * weight)[0]
-    values = int8_values(got["y"], n, block)
-    steps = np.repeat(np.abs(want.reshape(-1, block)).max(1) / 127, block)
+    values = int8_values(got["y"], n, y_block)
+    steps = np.repeat(np.abs(want.reshape(-1, y_block)).max(1) / 127, y_block)
     assert (np.abs(values - want) <= 0.501 * steps).all()
 
     epsilon = 0.25
     factor = 1 / np.sqrt((total**2).mean() + epsilon)
     after = make(rng, "q4", n, 48, block=block, activation="int8")
-    [kernel] = lowering.gemv(after.linear, "x", "y", nodes=(), x_epsilon=epsilon)
+    reader = replace(after.linear, x_block=y_block)
+    [kernel] = lowering.gemv(reader, "x", "y", nodes=(), x_epsilon=epsilon)
     y = np.full((1, 48), np.nan, np.float32)
     got = run(kernel, target, after.arrays(x=got["y"], y=y, sequence=words()))
     expect_close(got["y"], after, values[None] * factor, tolerance=5e-6)
 
 
 @EVERY_GPU
-@pytest.mark.parametrize("block", [16, 64])
-def test_gated_int8(block: int, target: Target) -> None:
+@pytest.mark.parametrize(("block", "y_block"), [(16, 16), (64, 16), (64, 32)])
+def test_gated_int8(block: int, y_block: int, target: Target) -> None:
     """The gate's outputs as the next layer reads them, within half a step."""
     rng = np.random.default_rng(13)
     case = make(rng, "q4", 96, 128, block=block, gated=True, activation="int8")
     x, exact = activations(rng, case)
-    chunk = case.linear.chunk
-    tensor = quantized_tensor("y", 1, 128, chunk)
-    [kernel] = lowering.gemv(case.linear, "x", "y", nodes=(), epilogue=Gated("silu", y_int8=True))
+    tensor = quantized_tensor("y", 1, 128, y_block)
+    [kernel] = lowering.gemv(case.linear, "x", "y", nodes=(), epilogue=Gated("silu", y_block))
     y = np.zeros(tensor.shape, np.uint32)
     got = run(kernel, target, case.arrays(x=x, y=y, sequence=words()))["y"]
     products = (exact @ case.w.T)[0]
     want = GATES["silu"](products[:128]) * products[128:]
-    steps = np.repeat(np.abs(want.reshape(-1, chunk)).max(1) / 127, chunk)
-    assert (np.abs(int8_values(got, 128, chunk) - want) <= 0.501 * steps + 1e-6).all()
+    steps = np.repeat(np.abs(want.reshape(-1, y_block)).max(1) / 127, y_block)
+    assert (np.abs(int8_values(got, 128, y_block) - want) <= 0.501 * steps + 1e-6).all()
