@@ -8,7 +8,7 @@ import { sizesOf } from "./sequence.js";
 
 /** @import { Manifest } from "./types.js" */
 
-const VERSION = 2;
+const VERSION = 3;
 const FILE = "manifest.json";
 const PORT = { name: "", dtype: "", shape: [0], storage: "", buffer: 0, nbytes: 0 };
 const PROGRAMS = { "*": { steps: [], "inputs?": [PORT], "outputs?": [PORT] } };
@@ -21,7 +21,8 @@ const EXAMPLE = {
   },
   buffers: [{ name: "", nbytes: 0, kind: "", "indirect?": true }],
   shards: [{ file: "", nbytes: 0, data_offset: 0, buffer: 0, block_nbytes: 0, blocks: [""] }],
-  shaders: [{ file: "", sha256: "", access: "" }],
+  modules: { "*": "" },
+  shaders: [{ file: "", access: "", "entry?": "", "constants?": {} }],
   ranges: [[0]],
   programs: PROGRAMS,
   variants: [

@@ -21,7 +21,7 @@ const INDIRECT = 0x100;
  * @returns {Promise<Resources>}
  */
 export async function createResources(source, manifest, variant, device, progress) {
-  const { shaders, shards, sequence, ranges } = manifest;
+  const { modules, shaders, shards, sequence, ranges } = manifest;
   const { programs, launches } = variant;
   const nbytes = manifest.buffers.reduce((sum, buffer) => sum + buffer.nbytes, 0);
   device.pushErrorScope("validation");
@@ -33,20 +33,22 @@ export async function createResources(source, manifest, variant, device, progres
     const problem = `could not be had: the model needs ${(nbytes / 2 ** 30).toFixed(2)} GiB in all`;
     fail("GPU memory", problem, "close other tabs, or compile with a smaller --max-length");
   }
+  const module = memo(async (/** @type {string} */ file) => {
+    const code = await source.text(`shaders/${file}`, modules[file]);
+    return device.createShaderModule({ label: file, code });
+  });
   const pipeline = memo(async (/** @type {number} */ index) => {
-    const { file, sha256, access } = shaders[index];
-    const name = `shaders/${file}`;
-    const code = await source.text(name, sha256);
+    const { file, access, entry = "main", constants = {} } = shaders[index];
     const entries = [...access].map((how, binding) => {
       const type = /** @type {GPUBufferBindingType} */ (how === "r" ? "read-only-storage" : "storage");
       return { binding, visibility: 4, buffer: { type } };
     });
     const layout = device.createPipelineLayout({ bindGroupLayouts: [device.createBindGroupLayout({ entries })] });
-    const compute = { module: device.createShaderModule({ label: file, code }), entryPoint: "main" };
+    const compute = { module: await module(file), entryPoint: entry, constants };
     try {
       return await device.createComputePipelineAsync({ label: file, layout, compute });
     } catch (error) {
-      return fail(name, "does not compile on this device", "force another variant, or report it", String(error));
+      return fail(`shaders/${file}`, "does not compile on this device", "force another variant, or report it", String(error));
     }
   });
   const program = memo(async (/** @type {string} */ name) => {

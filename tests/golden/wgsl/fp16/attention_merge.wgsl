@@ -1,5 +1,3 @@
-// ONNX nodes:
-//   /model/layers.0/attn/GroupQueryAttention
 struct Sequence {
   past_length: u32, length: u32,
 }
@@ -17,6 +15,8 @@ fn softmax_factor(head: u32, maximum: f32, total: f32) -> f32 {
   return 1.0 / max(total, 1.0e-30);
 }
 
+// ONNX nodes:
+//   /model/layers.0/attn/GroupQueryAttention
 @compute @workgroup_size(64, 1, 1)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
   let row = group.y;

@@ -1,5 +1,3 @@
-// ONNX nodes:
-//   /model/layers.0/attn/GroupQueryAttention
 struct Sequence {
   past_length: u32, length: u32,
 }
@@ -178,6 +176,8 @@ fn write_sums(pair: u32, kv_head: u32, lane: u32, four: u32, sum: mat4x4<f32>) {
   }
 }
 
+// ONNX nodes:
+//   /model/layers.0/attn/GroupQueryAttention
 @compute @workgroup_size(64, 1, 1)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
   let kv_head = group.x;

@@ -1,5 +1,3 @@
-// ONNX nodes:
-//   /lm_head/MatMul
 struct Sequence {
   past_length: u32, length: u32, total_length: u32, call_length: u32, n_tokens: u32, limit: u32, stop: u32,
 }
@@ -92,6 +90,8 @@ fn finish(tile: u32, thread: u32) {
   }
 }
 
+// ONNX nodes:
+//   /lm_head/MatMul
 @compute @workgroup_size(256, 1, 1)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
   if (sequence.stop != 0u) {

@@ -1,9 +1,3 @@
-// ONNX nodes:
-//   /model/layers.0/mlp/gate_proj/MatMul
-//   /model/layers.0/mlp/up_proj/MatMul
-//   /model/layers.0/mlp/act_fn/Sigmoid
-//   /model/layers.0/mlp/act_fn/Mul
-//   /model/layers.0/mlp/Mul
 struct Sequence {
   past_length: u32, length: u32, total_length: u32, call_length: u32, n_tokens: u32, limit: u32, stop: u32,
 }
@@ -71,6 +65,12 @@ fn finish(tile: u32, thread: u32) {
   }
 }
 
+// ONNX nodes:
+//   /model/layers.0/mlp/gate_proj/MatMul
+//   /model/layers.0/mlp/up_proj/MatMul
+//   /model/layers.0/mlp/act_fn/Sigmoid
+//   /model/layers.0/mlp/act_fn/Mul
+//   /model/layers.0/mlp/Mul
 @compute @workgroup_size(256, 1, 1)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
   if (sequence.stop != 0u) {

@@ -1,5 +1,3 @@
-// ONNX nodes:
-//   /model/layers.0/input_layernorm/LayerNorm
 // y = x / sqrt(mean of squares + epsilon) * weight: one workgroup per row.
 
 const SIZE = 16u;  // vec4 elements of a row
@@ -37,8 +35,10 @@ fn workgroup_sum(value: f32, thread: u32) -> f32 {
 
 var<workgroup> factor: f32;
 
+// ONNX nodes:
+//   /model/layers.0/input_layernorm/LayerNorm
 @compute @workgroup_size(32, 1, 1)
-fn main(
+fn rms_norm(
   @builtin(workgroup_id) group: vec3<u32>,
   @builtin(num_workgroups) groups: vec3<u32>,
   @builtin(local_invocation_index) thread: u32,
@@ -59,5 +59,71 @@ fn main(
 
   for (var i = thread; i < SIZE; i += THREADS) {
     y[row * SIZE + i] = value(row, i) * factor * load_weight(i);
+  }
+}
+
+// y = (x + skip) / sqrt(mean of squares + epsilon) * weight: one workgroup per row.
+
+@group(0) @binding(2) var<storage, read> skip: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read_write> y_skip_rms_norm: array<vec4<f32>>;
+@group(0) @binding(4) var<storage, read_write> sum_out: array<vec4<f32>>;
+
+fn value_skip_rms_norm(row: u32, i: u32) -> vec4<f32> {
+  let at = row * SIZE + i;
+  return x[at] + skip[at];
+}
+
+// ONNX nodes:
+//   /model/layers.0/post_attention_layernorm/SkipLayerNorm
+@compute @workgroup_size(32, 1, 1)
+fn skip_rms_norm(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(num_workgroups) groups: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  let row = group.y * groups.x + group.x;
+  if (row >= arrayLength(&x) / SIZE) { return; }
+
+  var squares = 0.0;
+  for (var i = thread; i < SIZE; i += THREADS) {
+    let v0 = value_skip_rms_norm(row, i);
+    sum_out[row * SIZE + i] = v0;
+    squares += dot(v0, v0);
+  }
+  let total = workgroup_sum(squares, thread);
+  if (thread == 0u) {
+    factor = inverseSqrt(total / 64.0 + 9.999999747378752e-06);
+  }
+  workgroupBarrier();
+
+  for (var i = thread; i < SIZE; i += THREADS) {
+    y_skip_rms_norm[row * SIZE + i] = value_skip_rms_norm(row, i) * factor * load_weight(i);
+  }
+}
+
+// ONNX nodes:
+//   /model/layers.1/final_norm_layernorm/SkipLayerNorm
+@compute @workgroup_size(32, 1, 1)
+fn skip_rms_norm_2(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(num_workgroups) groups: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  let row = group.y * groups.x + group.x;
+  if (row >= arrayLength(&x) / SIZE) { return; }
+
+  var squares = 0.0;
+  for (var i = thread; i < SIZE; i += THREADS) {
+    let v0 = value_skip_rms_norm(row, i);
+    squares += dot(v0, v0);
+  }
+  let total = workgroup_sum(squares, thread);
+  if (thread == 0u) {
+    factor = inverseSqrt(total / 64.0 + 9.999999747378752e-06);
+  }
+  workgroupBarrier();
+
+  for (var i = thread; i < SIZE; i += THREADS) {
+    y_skip_rms_norm[row * SIZE + i] = value_skip_rms_norm(row, i) * factor * load_weight(i);
   }
 }

@@ -1,6 +1,3 @@
-// ONNX nodes:
-//   /model/layers.0/attn/qkv_proj/MatMul_Q4
-//   /model/layers.0/attn/GroupQueryAttention
 struct Sequence {
   past_length: u32, length: u32, total_length: u32, call_length: u32, n_tokens: u32, limit: u32, stop: u32,
 }
@@ -49,6 +46,9 @@ fn softmax_factor(head: u32, maximum: f32, total: f32) -> f32 {
 var<workgroup> weights: array<f32, 128>;  // [head][key]
 var<workgroup> factors: array<f32, SERVED>;  // what the sums of a head are multiplied with
 
+// ONNX nodes:
+//   /model/layers.0/attn/qkv_proj/MatMul_Q4
+//   /model/layers.0/attn/GroupQueryAttention
 @compute @workgroup_size(8, 1, 1)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
   let row = group.y;

@@ -1,6 +1,3 @@
-// ONNX nodes:
-//   /model/layers.0/attn/qkv_proj/MatMul_Q4
-//   /model/layers.0/attn/GroupQueryAttention
 enable f16;
 
 struct Sequence {
@@ -81,6 +78,9 @@ fn total_of(head: u32) -> f32 {
     + totals[head * SEGMENTS + 12u] + totals[head * SEGMENTS + 13u] + totals[head * SEGMENTS + 14u] + totals[head * SEGMENTS + 15u];
 }
 
+// ONNX nodes:
+//   /model/layers.0/attn/qkv_proj/MatMul_Q4
+//   /model/layers.0/attn/GroupQueryAttention
 @compute @workgroup_size(128, 1, 1)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
   if (sequence.stop != 0u) {

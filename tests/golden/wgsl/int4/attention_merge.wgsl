@@ -1,5 +1,3 @@
-// ONNX nodes:
-//   /model/layers.0/attn/GroupQueryAttention
 struct Sequence {
   past_length: u32, length: u32,
 }
@@ -30,6 +28,8 @@ fn greatest_of(v: vec4<f32>) -> f32 {
 
 var<workgroup> outputs: array<vec4<f32>, 64>;
 
+// ONNX nodes:
+//   /model/layers.0/attn/GroupQueryAttention
 @compute @workgroup_size(64, 1, 1)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
   let row = group.y;

@@ -1,6 +1,3 @@
-// ONNX nodes:
-//   /model/layers.0/attn/qkv_proj/MatMul_Q4
-//   /model/layers.0/attn/GroupQueryAttention
 struct Sequence {
   past_length: u32, length: u32, total_length: u32, call_length: u32, n_tokens: u32, limit: u32, stop: u32,
 }
@@ -173,6 +170,9 @@ fn finish(tile: u32, thread: u32) {
   }
 }
 
+// ONNX nodes:
+//   /model/layers.0/attn/qkv_proj/MatMul_Q4
+//   /model/layers.0/attn/GroupQueryAttention
 @compute @workgroup_size(64, 1, 1)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
   if (sequence.stop != 0u) {

@@ -1,5 +1,3 @@
-// ONNX nodes:
-//   /model/layers.0/input_layernorm/LayerNorm
 // y = x / sqrt(mean of squares + epsilon) * weight: one workgroup per row.
 
 const SIZE = 16u;  // vec4 elements of a row
@@ -50,8 +48,10 @@ fn greatest_of(v: vec4<f32>) -> f32 {
 
 var<workgroup> largest: array<f32, THREADS>;  // of a thread's eight values
 
+// ONNX nodes:
+//   /model/layers.0/input_layernorm/LayerNorm
 @compute @workgroup_size(32, 1, 1)
-fn main(
+fn rms_norm(
   @builtin(workgroup_id) group: vec3<u32>,
   @builtin(num_workgroups) groups: vec3<u32>,
   @builtin(local_invocation_index) thread: u32,
@@ -96,6 +96,69 @@ fn main(
       y_int8[at + 2u * octet + 1u] = words.y;
       if (thread == block) {
         y_int8[at + 16u + octet / 4u] = bitcast<u32>(limit / 127.0);
+      }
+    }
+  }
+}
+
+// y = (x + skip) / sqrt(mean of squares + epsilon) * weight: one workgroup per row.
+
+@group(0) @binding(2) var<storage, read> skip: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read_write> y_int8_skip_rms_norm: array<u32>;  // rows of int8 in words of four, then a scale per 32
+
+fn value_skip_rms_norm(row: u32, i: u32) -> vec4<f32> {
+  let at = row * SIZE + i;
+  return x[at] + skip[at];
+}
+
+// ONNX nodes:
+//   /model/layers.1/final_norm_layernorm/SkipLayerNorm
+@compute @workgroup_size(32, 1, 1)
+fn skip_rms_norm(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(num_workgroups) groups: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  let row = group.y * groups.x + group.x;
+  if (row >= arrayLength(&x) / SIZE) { return; }
+
+  var squares = 0.0;
+  for (var i = 2u * thread; i < SIZE; i += 2u * THREADS) {
+    let v0 = value_skip_rms_norm(row, i);
+    squares += dot(v0, v0);
+    let v1 = value_skip_rms_norm(row, i + 1u);
+    squares += dot(v1, v1);
+  }
+  let total = workgroup_sum(squares, thread);
+  if (thread == 0u) {
+    factor = inverseSqrt(total / 64.0 + 9.999999747378752e-06);
+  }
+  workgroupBarrier();
+
+  // Eight values per thread; 4 threads share the scale of a block.
+  for (var first = 0u; first < 8u; first += THREADS) {
+    let octet = first + thread;
+    var a = vec4<f32>();
+    var b = vec4<f32>();
+    if (octet < 8u) {
+      a = value_skip_rms_norm(row, 2u * octet) * factor * load_weight(2u * octet);
+      b = value_skip_rms_norm(row, 2u * octet + 1u) * factor * load_weight(2u * octet + 1u);
+    }
+    workgroupBarrier();  // the last ones may still be read
+    largest[thread] = greatest_of(max(abs(a), abs(b)));
+    workgroupBarrier();
+    let block = thread / 4u * 4u;
+    var limit = largest[block];
+    limit = max(limit, largest[block + 1u]);
+    limit = max(limit, largest[block + 2u]);
+    limit = max(limit, largest[block + 3u]);
+    if (octet < 8u) {
+      let words = int8_octet(a, b, 127.0 / max(limit, 1e-30));
+      let at = row * 20u;
+      y_int8_skip_rms_norm[at + 2u * octet] = words.x;
+      y_int8_skip_rms_norm[at + 2u * octet + 1u] = words.y;
+      if (thread == block) {
+        y_int8_skip_rms_norm[at + 16u + octet / 4u] = bitcast<u32>(limit / 127.0);
       }
     }
   }

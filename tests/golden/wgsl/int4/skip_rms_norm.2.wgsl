@@ -1,20 +1,17 @@
-// ONNX nodes:
-//   /model/layers.1/final_norm_layernorm/SkipLayerNorm
-enable f16;
-enable subgroups;
-
 // y = (x + skip) / sqrt(mean of squares + epsilon) * weight: one workgroup per row.
 
 const SIZE = 16u;  // vec4 elements of a row
 const THREADS = 32u;
 
 @group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
-@group(0) @binding(1) var<storage, read> weight: array<vec4<f16>>;
+@group(0) @binding(1) var<storage, read> weight: array<vec2<u32>>;
 @group(0) @binding(2) var<storage, read> skip: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read_write> y_int8: array<u32>;  // rows of int8 in words of four, then a scale per 32
+@group(0) @binding(4) var<storage, read_write> sum_out: array<vec4<f32>>;
 
 fn load_weight(i: u32) -> vec4<f32> {
-  return vec4<f32>(weight[i]);
+  let pair = weight[i];
+  return vec4<f32>(unpack2x16float(pair.x), unpack2x16float(pair.y));
 }
 
 fn value(row: u32, i: u32) -> vec4<f32> {
@@ -22,23 +19,20 @@ fn value(row: u32, i: u32) -> vec4<f32> {
   return x[at] + skip[at];
 }
 
-// One slot per subgroup; a subgroup has 4 to 128 lanes.
-var<workgroup> slots: array<f32, 8>;
+var<workgroup> slots: array<f32, 32>;
 
-// The sum over the workgroup, for thread 0. Lanes are numbered in order of the thread in a 1-D workgroup.
-fn workgroup_sum(value: f32, thread: u32, lane: u32, lanes: u32) -> f32 {
-  var total = subgroupAdd(value);
+// The sum over the workgroup, for thread 0.
+fn workgroup_sum(value: f32, thread: u32) -> f32 {
   workgroupBarrier();  // the slots may still be read from the last call
-  if (lane == 0u) {
-    slots[thread / lanes] = total;
-  }
+  slots[thread] = value;
   workgroupBarrier();
-  if (thread == 0u) {
-    for (var i = 1u; i < 32u / lanes; i++) {
-      total += slots[i];
+  for (var step = 16u; step > 0u; step /= 2u) {
+    if (thread < step) {
+      slots[thread] += slots[thread + step];
     }
+    workgroupBarrier();
   }
-  return total;
+  return slots[0];
 }
 
 var<workgroup> factor: f32;
@@ -56,13 +50,13 @@ fn greatest_of(v: vec4<f32>) -> f32 {
 
 var<workgroup> largest: array<f32, THREADS>;  // of a thread's eight values
 
+// ONNX nodes:
+//   /model/layers.0/post_attention_layernorm/SkipLayerNorm
 @compute @workgroup_size(32, 1, 1)
 fn main(
   @builtin(workgroup_id) group: vec3<u32>,
   @builtin(num_workgroups) groups: vec3<u32>,
   @builtin(local_invocation_index) thread: u32,
-  @builtin(subgroup_invocation_id) lane: u32,
-  @builtin(subgroup_size) lanes: u32,
 ) {
   let row = group.y * groups.x + group.x;
   if (row >= arrayLength(&x) / SIZE) { return; }
@@ -70,11 +64,13 @@ fn main(
   var squares = 0.0;
   for (var i = 2u * thread; i < SIZE; i += 2u * THREADS) {
     let v0 = value(row, i);
+    sum_out[row * SIZE + i] = v0;
     squares += dot(v0, v0);
     let v1 = value(row, i + 1u);
+    sum_out[row * SIZE + i + 1u] = v1;
     squares += dot(v1, v1);
   }
-  let total = workgroup_sum(squares, thread, lane, lanes);
+  let total = workgroup_sum(squares, thread);
   if (thread == 0u) {
     factor = inverseSqrt(total / 64.0 + 9.999999747378752e-06);
   }

@@ -1,9 +1,7 @@
-// ONNX nodes:
-//   /model/layers.0/post_attention_layernorm/SkipLayerNorm
 // y = (x + skip) / sqrt(mean of squares + epsilon) * weight: one workgroup per row.
 
 const SIZE = 16u;  // vec4 elements of a row
-const THREADS = 32u;
+const THREADS = 16u;
 
 @group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read> weight: array<vec2<u32>>;
@@ -21,14 +19,14 @@ fn value(row: u32, i: u32) -> vec4<f32> {
   return x[at] + skip[at];
 }
 
-var<workgroup> slots: array<f32, 32>;
+var<workgroup> slots: array<f32, 16>;
 
 // The sum over the workgroup, for thread 0.
 fn workgroup_sum(value: f32, thread: u32) -> f32 {
   workgroupBarrier();  // the slots may still be read from the last call
   slots[thread] = value;
   workgroupBarrier();
-  for (var step = 16u; step > 0u; step /= 2u) {
+  for (var step = 8u; step > 0u; step /= 2u) {
     if (thread < step) {
       slots[thread] += slots[thread + step];
     }
@@ -52,7 +50,12 @@ fn greatest_of(v: vec4<f32>) -> f32 {
 
 var<workgroup> largest: array<f32, THREADS>;  // of a thread's eight values
 
-@compute @workgroup_size(32, 1, 1)
+// ONNX nodes:
+//   /model/layers.0/attn/o_proj/MatMul_Q4
+//   /model/layers.0/post_attention_layernorm/SkipLayerNorm
+//   /model/layers.0/mlp/down_proj/MatMul_Q4
+//   /model/layers.1/final_norm_layernorm/SkipLayerNorm
+@compute @workgroup_size(16, 1, 1)
 fn main(
   @builtin(workgroup_id) group: vec3<u32>,
   @builtin(num_workgroups) groups: vec3<u32>,

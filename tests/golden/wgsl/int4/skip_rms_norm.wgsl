@@ -1,5 +1,3 @@
-// ONNX nodes:
-//   /model/layers.0/post_attention_layernorm/SkipLayerNorm
 enable f16;
 enable subgroups;
 
@@ -57,6 +55,8 @@ fn greatest_of(v: vec4<f32>) -> f32 {
 
 var<workgroup> largest: array<f32, THREADS>;  // of a thread's eight values
 
+// ONNX nodes:
+//   /model/layers.0/post_attention_layernorm/SkipLayerNorm
 @compute @workgroup_size(32, 1, 1)
 fn main(
   @builtin(workgroup_id) group: vec3<u32>,
