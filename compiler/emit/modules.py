@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 
 from .trim import Declaration, Paragraph, parameters, written
 
-MIN_SHARED = 0.35
-"""The part of a kernel's code that it must have in common with a module to become part of it."""
+MIN_SHARED = 0.05
+"""The part of a kernel's code that it must have in common with the others of a module to be in it."""
 
 ENTRY = "main"
 """The entry point of a template, and of a module that has one."""
@@ -40,6 +40,11 @@ class Unit:
 
     def __post_init__(self) -> None:
         self.declared = {each.name: each for paragraph in self.paragraphs for each in paragraph if each.name}
+
+    @property
+    def size(self) -> int:
+        """Characters of code."""
+        return sum(len(each.code) for each in self.declared.values())
 
     @property
     def numbers(self) -> dict[str, str]:
@@ -72,13 +77,15 @@ def commented(text: str, comments: Mapping[str, str]) -> str:
 def merged(units: Sequence[Unit]) -> list[tuple[Module, tuple[int, ...]]]:
     """Modules of units that have much in common, each with the places of its units in `units`."""
     groups: list[list[int]] = []
-    for i, unit in enumerate(units):
+    for i in sorted(range(len(units)), key=lambda i: -units[i].size):  # stable: equals in their order
+        unit = units[i]
         best = max(groups, key=lambda group: _common(unit, [units[j] for j in group]), default=None)
         if best is not None and _common(unit, [units[j] for j in best]) >= MIN_SHARED:
             best.append(i)
         else:
             groups.append([i])
-    return [(_module([units[i] for i in group]), tuple(group)) for group in groups]
+    members = sorted(tuple(sorted(group)) for group in groups)
+    return [(_module([units[i] for i in group]), group) for group in members]
 
 
 def _common(unit: Unit, others: Sequence[Unit]) -> float:
@@ -227,7 +234,8 @@ def _names(units: Sequence[Unit], versions: Sequence[Mapping[str, int]]) -> dict
     """What each form of a declaration is called: the first as in its template, others after their kernel."""
     taken = {word for unit in units for each in unit.declared.values() for word in each.words} - {ENTRY}
     n_entries = len({version[ENTRY] for version in versions})
-    stem = _stem([unit.name for unit in units])
+    kernels = [unit.name for unit in units]
+    stem, tail = _stem(kernels), _stem([name[::-1] for name in kernels])[::-1]
     names: dict[tuple[str, int], str] = {}
     entries: dict[int, str] = {}
     for unit, version in zip(units, versions, strict=True):
@@ -235,7 +243,7 @@ def _names(units: Sequence[Unit], versions: Sequence[Mapping[str, int]]) -> dict
             entries[version[ENTRY]] = _free(unit.name, taken) if n_entries > 1 else ENTRY
         entry = entries[version[ENTRY]]
         names[ENTRY, version[ENTRY]] = entry
-        suffix = entry.removeprefix(stem).strip("_") or entry
+        suffix = entry.removeprefix(stem).removesuffix(tail).strip("_") or entry
         for name, n in version.items():
             if (name, n) not in names:
                 names[name, n] = _free(f"{name}_{suffix}", taken) if n else name

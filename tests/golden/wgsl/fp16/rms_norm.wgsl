@@ -1,7 +1,9 @@
 // y = x / sqrt(mean of squares + epsilon) * weight: one workgroup per row.
 
+const N = 64u;  // values of a row
 const SIZE = 16u;  // vec4 elements of a row
 const THREADS = 32u;
+const EPSILON = 9.999999747378752e-06;
 
 @group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read> weight: array<vec2<u32>>;
@@ -35,6 +37,14 @@ fn workgroup_sum(value: f32, thread: u32) -> f32 {
 
 var<workgroup> factor: f32;
 
+fn set_factor(squares: f32, thread: u32) {
+  let total = workgroup_sum(squares, thread);
+  if (thread == 0u) {
+    factor = inverseSqrt(total / f32(N) + EPSILON);
+  }
+  workgroupBarrier();
+}
+
 // ONNX nodes:
 //   /model/layers.0/input_layernorm/LayerNorm
 @compute @workgroup_size(32, 1, 1)
@@ -51,11 +61,7 @@ fn rms_norm(
     let v0 = value(row, i);
     squares += dot(v0, v0);
   }
-  let total = workgroup_sum(squares, thread);
-  if (thread == 0u) {
-    factor = inverseSqrt(total / 64.0 + 9.999999747378752e-06);
-  }
-  workgroupBarrier();
+  set_factor(squares, thread);
 
   for (var i = thread; i < SIZE; i += THREADS) {
     y[row * SIZE + i] = value(row, i) * factor * load_weight(i);
@@ -64,11 +70,10 @@ fn rms_norm(
 
 // y = (x + skip) / sqrt(mean of squares + epsilon) * weight: one workgroup per row.
 
-@group(0) @binding(2) var<storage, read> skip: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read_write> y_skip_rms_norm: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read> skip: array<vec4<f32>>;
 @group(0) @binding(4) var<storage, read_write> sum_out: array<vec4<f32>>;
 
-fn value_skip_rms_norm(row: u32, i: u32) -> vec4<f32> {
+fn value_skip(row: u32, i: u32) -> vec4<f32> {
   let at = row * SIZE + i;
   return x[at] + skip[at];
 }
@@ -86,18 +91,14 @@ fn skip_rms_norm(
 
   var squares = 0.0;
   for (var i = thread; i < SIZE; i += THREADS) {
-    let v0 = value_skip_rms_norm(row, i);
+    let v0 = value_skip(row, i);
     sum_out[row * SIZE + i] = v0;
     squares += dot(v0, v0);
   }
-  let total = workgroup_sum(squares, thread);
-  if (thread == 0u) {
-    factor = inverseSqrt(total / 64.0 + 9.999999747378752e-06);
-  }
-  workgroupBarrier();
+  set_factor(squares, thread);
 
   for (var i = thread; i < SIZE; i += THREADS) {
-    y_skip_rms_norm[row * SIZE + i] = value_skip_rms_norm(row, i) * factor * load_weight(i);
+    y[row * SIZE + i] = value_skip(row, i) * factor * load_weight(i);
   }
 }
 
@@ -114,16 +115,12 @@ fn skip_rms_norm_2(
 
   var squares = 0.0;
   for (var i = thread; i < SIZE; i += THREADS) {
-    let v0 = value_skip_rms_norm(row, i);
+    let v0 = value_skip(row, i);
     squares += dot(v0, v0);
   }
-  let total = workgroup_sum(squares, thread);
-  if (thread == 0u) {
-    factor = inverseSqrt(total / 64.0 + 9.999999747378752e-06);
-  }
-  workgroupBarrier();
+  set_factor(squares, thread);
 
   for (var i = thread; i < SIZE; i += THREADS) {
-    y_skip_rms_norm[row * SIZE + i] = value_skip_rms_norm(row, i) * factor * load_weight(i);
+    y[row * SIZE + i] = value_skip(row, i) * factor * load_weight(i);
   }
 }

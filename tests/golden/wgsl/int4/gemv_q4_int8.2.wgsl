@@ -28,11 +28,12 @@ fn zero_point(row: u32, block: u32) -> i32 {
   return 8;  // symmetric
 }
 
-// A workgroup takes 32 rows of W: 64 threads walk together along K of 8 rows.
-const THREADS = 256u;
-override LANES: u32 = 64u;
-override PARTS: u32 = 8u;  // threads that add up a row's 64 sums
-override TILE_ROWS: u32 = 32u;
+// A workgroup takes 8 rows of W: 32 threads walk together along K of 4 rows.
+override THREADS: u32 = 64u;
+override LANES: u32 = 32u;
+override PARTS: u32 = 8u;  // threads that add up a row's 32 sums
+override TILE_ROWS: u32 = 8u;
+override N: u32 = 128u;  // outputs
 override ROW_CHUNKS: u32 = 2u;  // of 32 weights: what a thread takes at a time
 override CHUNKS: u32 = 2u;
 
@@ -74,11 +75,148 @@ fn row_dot(row: u32, chunk: u32, x: Chunk) -> f32 {
   return scale(row, block) * x.scale * f32(sum);
 }
 
-var<workgroup> lane_sums: array<f32, 2048>;  // [row][lane]
+var<workgroup> lane_sums: array<f32, 256>;  // [row][lane]
 var<workgroup> part_sums: array<f32, THREADS>;  // [part][row]
 
 // The dot product of x with a row of the tile, once `part_sums` is complete.
 fn row_total(row: u32) -> f32 {
+  let sum = part_sums[row] + part_sums[8u + row] + part_sums[16u + row] + part_sums[24u + row]
+     + part_sums[32u + row] + part_sums[40u + row] + part_sums[48u + row] + part_sums[56u + row];
+  return sum;
+}
+
+@group(0) @binding(4) var<storage, read_write> y: array<f32>;  // q
+@group(0) @binding(5) var<storage, read_write> k_cache: array<u32>;  // [kv_heads, capacity, head_size]
+@group(0) @binding(6) var<storage, read_write> v_cache: array<u32>;
+
+const HEADS = 2u;
+const KV_HEADS = 1u;
+const HEAD_SIZE = 32u;
+const CAPACITY = 48u;
+@group(0) @binding(7) var<storage, read> rope: array<u32>;
+
+const ROPE_ROWS = 48u;  // rows of cosines, then as many of sines
+const ROPE_WIDTH = 16u;
+
+fn rope_value(row: u32, i: u32) -> f32 {
+  let at = row * ROPE_WIDTH + i;
+  return unpack2x16float(rope[at >> 1u] >> (16u * (at & 1u))).x;
+}
+
+fn rope_angle(position: u32, i: u32) -> vec2<f32> {
+  let row = min(position, ROPE_ROWS - 1u);
+  return vec2<f32>(rope_value(row, i), rope_value(ROPE_ROWS + row, i));
+}
+
+// Whether four outputs, the `quarter`-th of a head, are rotated: not those of v, nor behind rotary_dim.
+fn rotates(head: u32, quarter: u32) -> bool {
+  return head < HEADS + KV_HEADS && quarter < 8u;
+}
+
+// Four rows of W that end in one thread: two pairs of neighbours in a head, rotated with each other.
+fn qkv_rows(tile: u32) -> vec4<u32> {
+  let head = tile / 8u;
+  let quarter = tile % 8u;
+  if (rotates(head, quarter)) {
+    let i = head * HEAD_SIZE + 2u * quarter;
+    return vec4<u32>(i, i + 1u, i + ROPE_WIDTH, i + ROPE_WIDTH + 1u);
+  }
+  return vec4<u32>(4u * tile) + vec4<u32>(0u, 1u, 2u, 3u);
+}
+
+fn append(rows: vec4<u32>, value: vec4<f32>) {
+  let head = rows.x / HEAD_SIZE;
+  let i = rows.x % HEAD_SIZE;  // within the head
+  let position = sequence.past_length;
+  var v = value;
+  if (rows.z == rows.x + ROPE_WIDTH && rotates(head, i / 2u)) {
+    let a = rope_angle(position, i);
+    let b = rope_angle(position, i + 1u);
+    v = vec4<f32>(
+      value.x * a.x - value.z * a.y, value.y * b.x - value.w * b.y,
+      value.z * a.x + value.x * a.y, value.w * b.x + value.y * b.y);
+  }
+  if (head < HEADS) {
+    y[rows.x] = v.x;
+    y[rows.y] = v.y;
+    y[rows.z] = v.z;
+    y[rows.w] = v.w;
+    return;
+  }
+  if (position >= CAPACITY) {
+    return;  // the cache is full
+  }
+  let kv_head = (head - HEADS) % KV_HEADS;
+  let to = (kv_head * CAPACITY + position) * HEAD_SIZE + i;
+  let gap = rows.z - rows.x;
+  let low = pack2x16float(v.xy);
+  let high = pack2x16float(v.zw);
+  if (head < HEADS + KV_HEADS) {
+    k_cache[to / 2u] = low;
+    k_cache[(to + gap) / 2u] = high;
+  } else {
+    v_cache[to / 2u] = low;
+    v_cache[(to + gap) / 2u] = high;
+  }
+}
+
+fn finish(tile: u32, thread: u32) {
+  let quad = tile * (TILE_ROWS / 4u) + thread;
+  if (thread < TILE_ROWS / 4u && quad < N / 4u) {
+    let rows = qkv_rows(quad);
+    let i = 4u * thread;
+    let total = vec4<f32>(row_total(i), row_total(i + 1u), row_total(i + 2u), row_total(i + 3u));
+    append(rows, total);
+  }
+}
+
+// ONNX nodes:
+//   /model/layers.0/attn/qkv_proj/MatMul_Q4
+//   /model/layers.0/attn/GroupQueryAttention
+@compute @workgroup_size(64, 1, 1)
+fn gemv_q4_int8_rope_append(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+  if (sequence.stop != 0u) {
+    return;  // generation has ended
+  }
+  let tile = group.x;
+  let lane = thread % LANES;
+  let first = thread / LANES * 4u;  // of the tile
+  let rows0 = qkv_rows(min((tile * TILE_ROWS + first) / 4u + 0u, N / 4u - 1u));
+  let row0 = rows0.x;
+  let row1 = rows0.y;
+  let row2 = rows0.z;
+  let row3 = rows0.w;
+  var sum0 = 0.0;
+  var sum1 = 0.0;
+  var sum2 = 0.0;
+  var sum3 = 0.0;
+  for (var at = lane; at < CHUNKS; at += 32u) {
+    {
+      let chunk = at;
+      let x_chunk = load_chunk(chunk);
+      sum0 += row_dot(row0, chunk, x_chunk);
+      sum1 += row_dot(row1, chunk, x_chunk);
+      sum2 += row_dot(row2, chunk, x_chunk);
+      sum3 += row_dot(row3, chunk, x_chunk);
+    }
+  }
+  lane_sums[first * LANES + lane] = sum0;
+  lane_sums[(first + 1u) * LANES + lane] = sum1;
+  lane_sums[(first + 2u) * LANES + lane] = sum2;
+  lane_sums[(first + 3u) * LANES + lane] = sum3;
+  workgroupBarrier();
+  let part = thread % PARTS;
+  let from_lane = thread / PARTS * LANES + part;
+  part_sums[part * TILE_ROWS + thread / PARTS] =
+    lane_sums[from_lane] + lane_sums[from_lane + 8u] + lane_sums[from_lane + 16u] + lane_sums[from_lane + 24u];
+  workgroupBarrier();
+  finish(tile, thread);
+}
+
+var<workgroup> lane_sums_residual: array<f32, 2048>;  // [row][lane]
+
+// The dot product of x with a row of the tile, once `part_sums` is complete.
+fn row_total_residual(row: u32) -> f32 {
   let sum = part_sums[row] + part_sums[32u + row] + part_sums[64u + row] + part_sums[96u + row]
      + part_sums[128u + row] + part_sums[160u + row] + part_sums[192u + row] + part_sums[224u + row];
   return sum;
@@ -91,7 +229,7 @@ fn load_norm_weight(i: u32) -> f32 {
   return unpack2x16float(norm_weight[i >> 1u])[i & 1u];
 }
 
-@group(0) @binding(4) var<storage, read_write> y: array<u32>;  // int8 in words of four, then a scale per 32
+@group(0) @binding(4) var<storage, read_write> y_residual: array<u32>;  // int8 in words of four, then a scale per 32
 
 // Eight values as int8, the even ones in one word and the odd ones in the next, as 4-bit weights come apart.
 fn int8_octet(a: vec4<f32>, b: vec4<f32>, to_int8: f32) -> vec2<u32> {
@@ -122,10 +260,10 @@ fn write_int8(tile: u32, thread: u32) {
     let limit = greatest_of(largest);
     let words = int8_octet(outputs[2u * thread], outputs[2u * thread + 1u], 127.0 / max(limit, 1e-30));
     let at = tile * 8u + 2u * thread;
-    y[at] = words.x;
-    y[at + 1u] = words.y;
+    y_residual[at] = words.x;
+    y_residual[at + 1u] = words.y;
     if (2u * thread == first) {
-      y[16u + tile * 1u + block] = bitcast<u32>(limit / 127.0);
+      y_residual[16u + tile * 1u + block] = bitcast<u32>(limit / 127.0);
     }
   }
 }
@@ -142,10 +280,10 @@ fn prepare(tile: u32, thread: u32) {
   }
 }
 
-fn finish(tile: u32, thread: u32) {
+fn finish_residual(tile: u32, thread: u32) {
   if (thread < TILE_ROWS) {
     let row = tile * TILE_ROWS + thread;
-    let value = thread_residual + row_total(thread);
+    let value = thread_residual + row_total_residual(thread);
     sum_out[row] = value;
     outputs[thread / 4u][thread % 4u] = value * thread_weight;
     output_squares[thread / 4u][thread % 4u] = value * value;
@@ -156,10 +294,10 @@ fn finish(tile: u32, thread: u32) {
     let first = thread * 8u;
     let sum = output_squares[first] + output_squares[first + 1u] + output_squares[first + 2u] + output_squares[first + 3u]
        + output_squares[first + 4u] + output_squares[first + 5u] + output_squares[first + 6u] + output_squares[first + 7u];
-    y[20u + tile * 1u + thread] = bitcast<u32>(dot(sum, vec4<f32>(1.0)));
+    y_residual[20u + tile * 1u + thread] = bitcast<u32>(dot(sum, vec4<f32>(1.0)));
   }
   if (tile == 0u && thread < 2u) {
-    y[22u + thread] = 0u;  // readers take four sums at a time
+    y_residual[22u + thread] = 0u;  // readers take four sums at a time
   }
 }
 
@@ -207,26 +345,25 @@ fn gemv_q4_int8_residual(@builtin(workgroup_id) group: vec3<u32>, @builtin(local
       sum7 += row_dot(row7, chunk, x_chunk);
     }
   }
-  lane_sums[first * LANES + lane] = sum0;
-  lane_sums[(first + 1u) * LANES + lane] = sum1;
-  lane_sums[(first + 2u) * LANES + lane] = sum2;
-  lane_sums[(first + 3u) * LANES + lane] = sum3;
-  lane_sums[(first + 4u) * LANES + lane] = sum4;
-  lane_sums[(first + 5u) * LANES + lane] = sum5;
-  lane_sums[(first + 6u) * LANES + lane] = sum6;
-  lane_sums[(first + 7u) * LANES + lane] = sum7;
+  lane_sums_residual[first * LANES + lane] = sum0;
+  lane_sums_residual[(first + 1u) * LANES + lane] = sum1;
+  lane_sums_residual[(first + 2u) * LANES + lane] = sum2;
+  lane_sums_residual[(first + 3u) * LANES + lane] = sum3;
+  lane_sums_residual[(first + 4u) * LANES + lane] = sum4;
+  lane_sums_residual[(first + 5u) * LANES + lane] = sum5;
+  lane_sums_residual[(first + 6u) * LANES + lane] = sum6;
+  lane_sums_residual[(first + 7u) * LANES + lane] = sum7;
   workgroupBarrier();
   let part = thread % PARTS;
   let from_lane = thread / PARTS * LANES + part;
   part_sums[part * TILE_ROWS + thread / PARTS] =
-    lane_sums[from_lane] + lane_sums[from_lane + 8u] + lane_sums[from_lane + 16u] + lane_sums[from_lane + 24u]
-     + lane_sums[from_lane + 32u] + lane_sums[from_lane + 40u] + lane_sums[from_lane + 48u] + lane_sums[from_lane + 56u];
+    lane_sums_residual[from_lane] + lane_sums_residual[from_lane + 8u] + lane_sums_residual[from_lane + 16u] + lane_sums_residual[from_lane + 24u]
+     + lane_sums_residual[from_lane + 32u] + lane_sums_residual[from_lane + 40u] + lane_sums_residual[from_lane + 48u] + lane_sums_residual[from_lane + 56u];
   workgroupBarrier();
-  finish(tile, thread);
+  finish_residual(tile, thread);
 }
 
 const TILE_OUTPUTS = 32u;
-override N: u32 = 96u;  // outputs
 
 // x lacks its RMSNorm's factor, which is the same for the whole row: it is applied to the dot products.
 var<workgroup> squares: array<f32, 1>;
@@ -277,10 +414,10 @@ fn write_int8_gated(tile: u32, thread: u32) {
     let limit = greatest_of(largest);
     let words = int8_octet(outputs[2u * thread], outputs[2u * thread + 1u], 127.0 / max(limit, 1e-30));
     let at = tile * 8u + 2u * thread;
-    y[at] = words.x;
-    y[at + 1u] = words.y;
+    y_residual[at] = words.x;
+    y_residual[at + 1u] = words.y;
     if (2u * thread == first) {
-      y[24u + tile * 1u + block] = bitcast<u32>(limit / 127.0);
+      y_residual[24u + tile * 1u + block] = bitcast<u32>(limit / 127.0);
     }
   }
 }
@@ -339,28 +476,27 @@ fn gemv_q4_int8_gated(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_in
       sum7 += row_dot(row7, chunk, x_chunk);
     }
   }
-  lane_sums[first * LANES + lane] = sum0;
-  lane_sums[(first + 1u) * LANES + lane] = sum1;
-  lane_sums[(first + 2u) * LANES + lane] = sum2;
-  lane_sums[(first + 3u) * LANES + lane] = sum3;
-  lane_sums[(first + 4u) * LANES + lane] = sum4;
-  lane_sums[(first + 5u) * LANES + lane] = sum5;
-  lane_sums[(first + 6u) * LANES + lane] = sum6;
-  lane_sums[(first + 7u) * LANES + lane] = sum7;
+  lane_sums_residual[first * LANES + lane] = sum0;
+  lane_sums_residual[(first + 1u) * LANES + lane] = sum1;
+  lane_sums_residual[(first + 2u) * LANES + lane] = sum2;
+  lane_sums_residual[(first + 3u) * LANES + lane] = sum3;
+  lane_sums_residual[(first + 4u) * LANES + lane] = sum4;
+  lane_sums_residual[(first + 5u) * LANES + lane] = sum5;
+  lane_sums_residual[(first + 6u) * LANES + lane] = sum6;
+  lane_sums_residual[(first + 7u) * LANES + lane] = sum7;
   workgroupBarrier();
   add_squares(thread);
   let part = thread % PARTS;
   let from_lane = thread / PARTS * LANES + part;
   part_sums[part * TILE_ROWS + thread / PARTS] =
-    lane_sums[from_lane] + lane_sums[from_lane + 4u] + lane_sums[from_lane + 8u] + lane_sums[from_lane + 12u]
-     + lane_sums[from_lane + 16u] + lane_sums[from_lane + 20u] + lane_sums[from_lane + 24u] + lane_sums[from_lane + 28u];
+    lane_sums_residual[from_lane] + lane_sums_residual[from_lane + 4u] + lane_sums_residual[from_lane + 8u] + lane_sums_residual[from_lane + 12u]
+     + lane_sums_residual[from_lane + 16u] + lane_sums_residual[from_lane + 20u] + lane_sums_residual[from_lane + 24u] + lane_sums_residual[from_lane + 28u];
   workgroupBarrier();
   finish_gated(tile, thread);
 }
 
 var<workgroup> lane_sums_argmax: array<f32, 1024>;  // [row][lane]
 
-@group(0) @binding(4) var<storage, read_write> y_argmax: array<f32>;
 @group(0) @binding(5) var<storage, read_write> partial_values: array<f32>;  // per tile: its greatest output
 @group(0) @binding(6) var<storage, read_write> partial_indices: array<u32>;  // and which one that is
 
@@ -382,7 +518,7 @@ fn finish_argmax(tile: u32, thread: u32) {
     best_rows[thread] = 0xffffffffu;
     if (row < N) {
       let value = row_total_gated(thread);
-      y_argmax[row] = value;
+      y[row] = value;
       best_values[thread] = finite(value);
       best_rows[thread] = row;
     }
@@ -461,7 +597,7 @@ fn finish_argmax_2(tile: u32, thread: u32) {
     best_rows[thread] = 0xffffffffu;
     if (row < N) {
       let value = row_total_argmax_2(thread);
-      y_argmax[row] = value;
+      y[row] = value;
       best_values[thread] = finite(value);
       best_rows[thread] = row;
     }
