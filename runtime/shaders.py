@@ -18,6 +18,7 @@ CONTEXT_LINES = 2
 
 _COMMENT = re.compile(r"//[^\n\r\v\f\x85\u2028\u2029]*|/\*.*?\*/", re.DOTALL)
 _OVERRIDE = re.compile(r"\boverride\s+(\w+)")
+_PLAIN_OVERRIDE = re.compile(r"^override \w+: (?:u32|f32) = [0-9.e+-]+u?;[ \t]*$", re.MULTILINE)
 _SUBGROUPS = re.compile(r"^enable subgroups;[ \t]*$", re.MULTILINE)
 _POSITION = re.compile(r"wgsl:(\d+):(\d+)")
 
@@ -36,8 +37,11 @@ def check_source(name: str, source: str) -> None:
     hint = "compile the model again with webgpu-compile"
     if "\0" in source:
         raise RuntimeFailure(name, "contains a NUL character", hint)
+    code = _COMMENT.sub("", source)
+    if _computes_with_overrides(code):
+        raise RuntimeFailure(name, "computes with overrides outside of functions", hint)
     depth = terms = 0
-    for character in _COMMENT.sub("", source):
+    for character in code:
         if character in "([{":
             depth += 1
         elif character in ")]}":
@@ -48,6 +52,16 @@ def check_source(name: str, source: str) -> None:
             terms = 0
         if depth > MAX_NESTING or terms > MAX_TERMS:
             raise RuntimeFailure(name, "is nested too deeply or has too long a statement", hint)
+
+
+def _computes_with_overrides(code: str) -> bool:
+    """Whether overrides are more than numbers in functions and sizes of arrays: naga 29 may abort at that."""
+    names = "|".join(_OVERRIDE.findall(code))
+    plain = _PLAIN_OVERRIDE.findall(code)
+    if len(re.findall(r"\boverride\b", code)) > len(plain):
+        return True
+    inside = rf"^(?:const|var)\b.*\b(?:{names})\b(?!>;[ \t]*$)"
+    return bool(names) and re.search(inside, code, re.MULTILINE) is not None
 
 
 @dataclass(frozen=True, slots=True)

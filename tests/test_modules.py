@@ -10,7 +10,7 @@ from webgpu_compile.compiler.emit.wgsl import finished
 
 SCALE = """// y = f(x), {what}.
 const SIZE = {size}u;
-const HALF = SIZE / 2u;
+const HALF = {half}u;
 const FACTOR = {factor};
 
 @group(0) @binding(0) var<storage, read> x: array<f32>;
@@ -30,7 +30,7 @@ fn f(i: u32) -> f32 {{
 
 @compute @workgroup_size(64)
 fn main(@builtin(local_invocation_index) i: u32) {{
-  if (i < HALF) {{
+  if (i < SIZE) {{
     y[i] = f(i);
   }}
 }}
@@ -40,7 +40,7 @@ CUBE = "long_and_shared(i, x[i]) * x[i]"
 
 
 def unit(name: str, size: int, body: str = SQUARE, factor: str = "1.5", source: str = SCALE) -> Unit:
-    return Unit(name, reached(source.format(what=name, size=size, body=body, factor=factor)))
+    return Unit(name, reached(source.format(what=name, size=size, half=size // 2, body=body, factor=factor)))
 
 
 def module(*units: Unit) -> Module:
@@ -52,16 +52,20 @@ def module(*units: Unit) -> Module:
 
 
 def test_numbers_become_overrides() -> None:
-    """Those that differ, and what is computed from them; the first kernel's are the default."""
+    """Those that differ; the first kernel's are the default."""
     result = module(unit("a", 64), unit("b", 32), unit("c", 64, factor="2.5e-3"))
-    assert "override SIZE: u32 = 64u;\noverride HALF = SIZE / 2u;\noverride FACTOR: f32 = 1.5;" in result.text
+    assert "override SIZE: u32 = 64u;\noverride HALF: u32 = 32u;\noverride FACTOR: f32 = 1.5;" in result.text
     assert [each.name for each in result.entries] == ["main"] * 3
-    assert [dict(each.constants) for each in result.entries] == [{}, {"SIZE": 32}, {"FACTOR": 2.5e-3}]
+    assert [dict(each.constants) for each in result.entries] == [
+        {},
+        {"HALF": 16, "SIZE": 32},
+        {"FACTOR": 2.5e-3},
+    ]
     assert result.text.count("fn ") == 3
 
 
 def test_a_kernel_by_itself_stays_as_it_is() -> None:
-    source = SCALE.format(what="a", size=64, body=SQUARE, factor="1.5")
+    source = SCALE.format(what="a", size=64, half=32, body=SQUARE, factor="1.5")
     result = module(Unit("a", reached(source)))
     assert finished(commented(result.text, {})) == source
     assert result.entries == (Entry("main"),)
@@ -80,14 +84,21 @@ def test_functions_that_differ_have_names_of_their_own() -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["var other: array<f32, SIZE>;", "const twice = SIZE * 2u;", "var other = array<f32, HALF>();"],
+    [
+        "fn f(i: u32) -> f32 {{\n  var other: array<f32, SIZE>;",
+        "fn f(i: u32) -> f32 {{\n  const twice = SIZE * 2u;",
+        "fn f(i: u32) -> f32 {{\n  var other = array<f32, SIZE>();",
+        "const TWICE = SIZE * 2u;\nfn f(i: u32) -> f32 {{\n  let twice = TWICE;",
+        "var<workgroup> more: array<f32, SIZE * 2u>;\nfn f(i: u32) -> f32 {{\n  more[0] = 1.0;",
+    ],
 )
 def test_a_number_that_must_be_a_constant_stays_one(line: str) -> None:
-    """WGSL takes no override there: each kernel keeps its number, under a name of its own."""
-    source = SCALE.replace("  return {body}", f"  {line}\n  return {{body}}")
+    """Each kernel keeps its number, under a name of its own, where an override cannot be."""
+    source = SCALE.replace("fn f(i: u32) -> f32 {{", line)
     result = module(unit("a", 64, source=source), unit("b", 32, source=source))
-    assert "override" not in result.text
+    assert "override SIZE" not in result.text
     assert "const SIZE_b = 32u;" in result.text
+    assert "override HALF" in result.text
 
 
 def test_parameters_and_fields_are_no_declarations() -> None:

@@ -24,7 +24,7 @@ ENTRY = "main"
 """The entry point of a template, and of a module that has one."""
 
 _NUMBER = re.compile(r"const (\w+) = ([0-9]+u|[0-9]+\.[0-9]*(?:e[-+]?[0-9]+)?|[0-9]+e[-+]?[0-9]+);")
-_FIXED = re.compile(r"^(?:struct|alias|const_assert|var<private>)")
+_SIZE = re.compile(r"(?<=^var<workgroup> )\w+: array<.*, \w+>;$")
 _ARRAY = re.compile(r"\barray<[^;{}()]*")
 _CONST = re.compile(r"\bconst\b[^;]*;")
 _PLACE = re.compile(r"@NODES (\w+)@\n")
@@ -137,52 +137,32 @@ def _value(literal: str) -> float:
 
 
 def _overrides(units: Sequence[Unit]) -> set[str]:
-    """Constants that become overrides: those whose numbers differ, and those computed from them.
+    """Constants that become overrides: those whose numbers differ, where WGSL and naga take them.
 
-    WGSL has overrides neither in the types of variables (but for arrays in workgroup memory) nor in
-    constants of functions; a number that is needed there stays a constant of each kernel's own.
+    WGSL has no overrides in the types of variables, but for arrays in workgroup memory, nor in constants of
+    functions. naga 29 aborts the process at some expressions of overrides outside of functions. A number that
+    is needed there stays a constant of each kernel's own.
     """
     values: dict[str, set[str]] = {}
     for unit in units:
         for name in unit.declared:
             values.setdefault(name, set()).add(unit.numbers.get(name, ""))
     found = {name for name, texts in values.items() if len(texts) > 1 and "" not in texts}
-    while True:
-        computed = _computed(units, found)
-        banned = {name for unit in units for name in _constants(unit, found | computed)}
-        refused = {name for name in found if banned & ({name} | _computed(units, {name}))}
-        if not refused:
-            return found | computed
-        found -= refused
-
-
-def _computed(units: Sequence[Unit], names: set[str]) -> set[str]:
-    """Constants that are computed from some of `names`."""
-    found: set[str] = set()
-    while True:
-        more = {
-            each.name
-            for unit in units
-            for each in unit.declared.values()
-            if each.code.startswith("const ") and each.name not in names and each.words & (names | found)
-        }
-        if more <= found:
-            return found
-        found |= more
+    return found - {name for unit in units for name in _constants(unit, found)}
 
 
 def _constants(unit: Unit, names: set[str]) -> set[str]:
-    """Those of `names` that `unit` has where WGSL wants constants."""
+    """Those of `names` that `unit` has where they must be constants."""
     found: set[str] = set()
     for each in unit.declared.values():
         code = each.code
-        if _FIXED.match(code) or each.bound:
-            places = [code]
-        elif re.match(r"(?:@[^{]*)?fn\b", code):
+        if re.match(r"(?:@[^{]*)?fn\b", code):
             places = _ARRAY.findall(code) + _CONST.findall(code)
         else:
-            continue
-        found |= {name for name in names if any(re.search(rf"\b{name}\b", place) for place in places)}
+            places = [_SIZE.sub("", code)]
+        found |= {
+            name for name in names - {each.name} if any(re.search(rf"\b{name}\b", place) for place in places)
+        }
     return found
 
 
@@ -210,7 +190,7 @@ def _versions(units: Sequence[Unit], overrides: set[str]) -> list[dict[str, int]
 
 
 def _key(unit: Unit, name: str, overrides: set[str]) -> str:
-    return f"override {name}" if name in overrides and name in unit.numbers else unit.declared[name].code
+    return f"override {name}" if name in overrides else unit.declared[name].code
 
 
 def _used(unit: Unit, name: str) -> set[str]:
@@ -234,8 +214,7 @@ def _names(units: Sequence[Unit], versions: Sequence[Mapping[str, int]]) -> dict
     """What each form of a declaration is called: the first as in its template, others after their kernel."""
     taken = {word for unit in units for each in unit.declared.values() for word in each.words} - {ENTRY}
     n_entries = len({version[ENTRY] for version in versions})
-    kernels = [unit.name for unit in units]
-    stem, tail = _stem(kernels), _stem([name[::-1] for name in kernels])[::-1]
+    common = set.intersection(*(set(unit.name.split("_")) for unit in units))
     names: dict[tuple[str, int], str] = {}
     entries: dict[int, str] = {}
     for unit, version in zip(units, versions, strict=True):
@@ -243,7 +222,7 @@ def _names(units: Sequence[Unit], versions: Sequence[Mapping[str, int]]) -> dict
             entries[version[ENTRY]] = _free(unit.name, taken) if n_entries > 1 else ENTRY
         entry = entries[version[ENTRY]]
         names[ENTRY, version[ENTRY]] = entry
-        suffix = entry.removeprefix(stem).removesuffix(tail).strip("_") or entry
+        suffix = "_".join(word for word in entry.split("_") if word not in common) or entry
         for name, n in version.items():
             if (name, n) not in names:
                 names[name, n] = _free(f"{name}_{suffix}", taken) if n else name
@@ -278,11 +257,9 @@ def _rewritten(
 ) -> Declaration:
     text = each.text
     if each.name in overrides:
-        text = text.replace("const ", "override ", 1)
-        if each.name in defaults:
-            default = defaults[each.name]
-            kind = "u32" if default.endswith("u") else "f32"
-            text = re.sub(rf"\b{each.name}\b[^;]*;", f"{each.name}: {kind} = {default};", text, count=1)
+        default = defaults[each.name]
+        kind = "u32" if default.endswith("u") else "f32"
+        text = re.sub(r"const \w+ = [^;]*;", f"override {each.name}: {kind} = {default};", text, count=1)
     comment = each.comment
     if each.name == ENTRY:
         comment = f"@NODES {renamed.get(ENTRY, ENTRY)}@\n{comment}"

@@ -23,8 +23,17 @@ FAMILIES = {
     "sample_weights.wgsl.j2": "sample",
     "sample_candidates.wgsl.j2": "sample",
     "sample.wgsl.j2": "sample",
+    "attention_decode.wgsl.j2": "attention",
+    "attention_reduce.wgsl.j2": "attention",
+    "attention_prefill.wgsl.j2": "attention",
+    "attention_merge.wgsl.j2": "attention",
+    "linear_gemv.wgsl.j2": "gemv",
+    "linear_gemv_rows.wgsl.j2": "gemv",
 }
-"""Templates whose kernels may share a file; the others' kernels share with those of their own template."""
+"""Templates whose kernels may share a file; the others' kernels share with those of their own template.
+
+What is not always needed has a file of its own: a page fetches those of tiled GEMMs for longer prompts only.
+"""
 
 
 @dataclass(frozen=True, slots=True)

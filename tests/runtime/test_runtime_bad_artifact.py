@@ -234,6 +234,16 @@ def test_a_shader_that_would_crash_the_compiler(folder, text):
 
 
 @pytest.mark.parametrize(
+    "text", ["override B = A + 1u;", "const B = A;", "var<workgroup> b: array<u32, A * 2u>;  // b"]
+)
+def test_overrides_that_would_crash_the_compiler(folder, text):
+    forge_shader(folder, "@compute", f"override A: u32 = 1u;\n{text}\n@compute")
+    error = failure(folder)
+    assert error.subject == "append.wgsl"
+    assert "computes with overrides" in error.problem
+
+
+@pytest.mark.parametrize(
     ("data", "problem"),
     [
         (b"", "is damaged or cut short"),
