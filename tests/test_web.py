@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NPM = Path(os.environ.get("WEB_TEST_MODULES", ROOT / ".cache" / "web"))
 """Where `make web-deps` puts what tests/web/package.json names."""
 MAX_MANIFEST, MAX_RUNTIME, MAX_PAGE = 74_000, 40_000, 21_000
-MAX_WGSL = {"f16-subgroups": 116_000, "portable": 116_000, "software": 56_000}
+MAX_WGSL = {"f16-subgroups": 113_500, "portable": 113_500, "software": 55_500}
 """Bytes of what the demo model's page downloads besides weights and tokenizer, and of a variant's shaders."""
 OPTIONS = {"max_length": 256, "prefill_chunks": (16, 64), "variants": ("portable",)}
 

@@ -27,8 +27,6 @@ FAMILIES = {
     "attention_reduce.wgsl.j2": "attention",
     "attention_prefill.wgsl.j2": "attention",
     "attention_merge.wgsl.j2": "attention",
-    "linear_gemv.wgsl.j2": "gemv",
-    "linear_gemv_rows.wgsl.j2": "gemv",
 }
 """Templates whose kernels may share a file; the others' kernels share with those of their own template.
 

@@ -326,6 +326,7 @@ def layer_constants(linear: Linear, segment: Segment, x_limit: int, x_int8: bool
         x_stride = quantized_tensor("", 1, linear.k, linear.chunk).shape[1]
     return {
         "format": linear.format,
+        "both_forms": False,
         "symmetric_gemm": False,
         "activation": linear.activation,
         "x_int8": x_int8,
