@@ -90,7 +90,7 @@ def _program_rows(result: Result, plan: Plan) -> list[Row]:
     n_kernels = sum(len(p.program.kernels) for programs in plan.variants.values() for p in programs)
     found.append(Row("kernels", str(n_kernels), f"variants {', '.join(plan.variants)}"))
     if result.shaders is not None:
-        found.append(Row("shaders", str(len(result.shaders.shaders)), "WGSL files for all of them"))
+        found.append(Row("shaders", str(len(result.shaders.files)), "WGSL files for all of them"))
     return found
 
 

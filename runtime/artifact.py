@@ -31,17 +31,16 @@ class Artifact:
     manifest: Manifest
     variants: tuple[Variant, ...]
 
-    def shader_source(self, index: int, *, verify: bool = True) -> str:
-        """The WGSL of shader `index`, with its hash checked.
+    def module_source(self, file: str, *, verify: bool = True) -> str:
+        """The WGSL of a file under `shaders/`, with its hash checked.
 
         Raises:
             RuntimeFailure: the file is missing, changed, too big, or not text.
         """
-        shader = self.manifest.shaders[index]
-        name = f"shaders/{shader.file}"
+        name = f"shaders/{file}"
         data = read_bounded(self.folder, name, MAX_SHADER_NBYTES)
         if verify:
-            check_hash(name, data, shader.sha256)
+            check_hash(name, data, self.manifest.modules[file])
         try:
             return data.decode("utf-8")
         except UnicodeDecodeError:

@@ -242,7 +242,7 @@ def _time(
         depth,
         details=details,
         capacity=state.capacity,
-        shader_names=[shader.file for shader in session.manifest.shaders],
+        shader_names=[shader.label for shader in session.manifest.shaders],
         resources=resources,
         timer=timer,
         ceilings=ceilings,

@@ -60,7 +60,9 @@ def _check_names(manifest: Manifest) -> None:
     _unique("buffers", [buffer.name for buffer in manifest.buffers])
     # Without case: the artifact may be copied to a file system that does not tell a from A.
     _unique("shards", [shard.file.lower() for shard in manifest.shards])
-    _unique("shaders", [shader.file.lower() for shader in manifest.shaders])
+    _unique("shader files", [file.lower() for file in manifest.modules])
+    for shader in manifest.shaders:
+        require(shader.file in manifest.modules, f"shader file {shader.file!r} has no hash")
     _unique("variants", [variant.name for variant in manifest.variants])
     _unique("inputs", [port.name for port in manifest.model.inputs])
     _unique("outputs", [port.name for port in manifest.model.outputs])

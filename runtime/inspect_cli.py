@@ -85,9 +85,9 @@ def _show_kernels(
     """The steps found, then the source of each shader among them once."""
     found = find_steps(shown, programs, node=node, kernel=kernel)
     console.print(tables.found_steps(shown, found))
-    for shader in dict.fromkeys(item.step.shader for item in found):
-        source = tables.printable(shown.artifact.shader_source(shader), keep="\n\t")
-        console.print(tables.plain(f"shaders/{shown.manifest.shaders[shader].file}"), style="bold")
+    for file in dict.fromkeys(shown.manifest.shaders[item.step.shader].file for item in found):
+        source = tables.printable(shown.artifact.module_source(file), keep="\n\t")
+        console.print(tables.plain(f"shaders/{file}"), style="bold")
         if console.is_terminal:
             console.print(Syntax(source, "wgsl", line_numbers=True, background_color="default"))
         else:

@@ -244,6 +244,8 @@ def _step_json(
         "step": "dispatch",
         "kernel": step.kernel,
         "shader": shader.file,
+        "entry": shader.entry,
+        "constants": shader.constants,
         "workgroup": shader.workgroup,
         "nodes": details.nodes,
         "grid": step.grid or "indirect",

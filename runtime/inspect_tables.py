@@ -67,7 +67,7 @@ def summary(shown: View) -> RenderableType:
         if len(ports) > 4:
             grid.add_row("", f"and {len(ports) - 4} more")
     grid.add_row("weights", f"{len(shown.weights)} tensors in {len(manifest.shards)} files")
-    grid.add_row("shaders", f"{len(manifest.shaders)} WGSL files")
+    grid.add_row("shaders", f"{len(manifest.modules)} WGSL files")
     grid.add_row("compiled by", plain(manifest.producer))
     return grid
 
@@ -195,7 +195,7 @@ def _step_row(
     else:
         assert step.indirect is not None
         grid = f"indirect: {buffers[step.indirect.buffer].name}"
-    kernel = f"{step.kernel}\n{shader.file}"
+    kernel = f"{step.kernel}\n{shader.label}"
     return (
         str(number),
         _lines(kernel.splitlines()),

@@ -27,7 +27,7 @@ from .device import names_of, request_adapter
 from .errors import RuntimeFailure
 from .limits import DEFAULTS, NATIVE_FEATURES
 from .pipelines import BINDING_TYPES
-from .shaders import create_pipeline
+from .shaders import create_module, create_pipeline
 
 COLD_NBYTES = 256 << 20  # of the largest buffer that every device has: more than caches hold
 SOFTWARE_COLD_NBYTES = 32 << 20
@@ -96,7 +96,8 @@ class Meter:
         ]
         layout = self._device.create_bind_group_layout(entries=entries)
         whole = self._device.create_pipeline_layout(bind_group_layouts=[layout])
-        pipeline = create_pipeline(self._device, "kernel.wgsl", kernel["wgsl"], whole)
+        module = create_module(self._device, "kernel.wgsl", kernel["wgsl"])
+        pipeline = create_pipeline(self._device, module, whole)
         own = {i: self._buffer(binding) for i, binding in enumerate(bindings) if not binding.get("cold")}
         try:
             calls = [

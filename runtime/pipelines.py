@@ -12,7 +12,7 @@ import wgpu
 
 from .artifact import Artifact
 from .programs import Dispatch, Variant
-from .shaders import create_pipeline
+from .shaders import Module, create_module, create_pipeline
 
 MAX_THREADS = 8
 BINDING_TYPES = {"r": "read-only-storage", "w": "storage"}
@@ -48,22 +48,26 @@ def compiling(artifact: Artifact, variant: Variant, device: Any, verify: bool) -
     The layout of a shader says how much its dispatches bind at least, so that a shader that needs more is
     refused here and not when its first dispatch is encoded.
     """
-    access = artifact.manifest.shaders
+    shaders = artifact.manifest.shaders
     layouts: dict[tuple[str, Sizes], tuple[Any, Any]] = {}
     of_shader: dict[int, tuple[Any, Any]] = {}
     for shader, sizes in sorted(_least_sizes(variant).items()):
-        key = access[shader].access, sizes
+        key = shaders[shader].access, sizes
         if key not in layouts:
             layouts[key] = _create_layout(device, *key)
         of_shader[shader] = layouts[key]
 
+    def load(file: str) -> Module:
+        return create_module(device, file, artifact.module_source(file, verify=verify))
+
     def create(shader: int) -> Any:
-        source = artifact.shader_source(shader, verify=verify)
-        name = artifact.manifest.shaders[shader].file
-        return create_pipeline(device, name, source, of_shader[shader][1])
+        module, known = modules[shaders[shader].file].result(), shaders[shader]
+        return create_pipeline(device, module, of_shader[shader][1], known.entry, known.constants)
 
     pool = ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1), thread_name_prefix="compile")
     try:
+        files = dict.fromkeys(shaders[shader].file for shader in of_shader)
+        modules = {file: pool.submit(load, file) for file in files}  # ahead of those that wait for them
         futures = {shader: pool.submit(create, shader) for shader in of_shader}
         yield Pipelines({shader: group for shader, (group, _) in of_shader.items()}, futures)
     finally:

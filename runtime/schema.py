@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-VERSION = 2
+VERSION = 3
 """Version of the schema. Raised whenever an older runtime would misread the artifact."""
 
 Count = Annotated[int, Meta(ge=0, le=2**53)]
@@ -26,6 +26,8 @@ Name = Annotated[str, Meta(min_length=1, max_length=1024)]
 # `$` alone lets a final line feed through in Python.
 FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}$(?!\n)")]
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
+Identifier = Annotated[str, Meta(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,127}$(?!\n)")]
+Number = Annotated[float, Meta(ge=-3.4e38, le=3.4e38)]
 Access = Annotated[str, Meta(pattern=r"^[rw]{1,64}$(?!\n)")]
 Ordinal = Annotated[int, Meta(ge=0, le=65535)]
 Index = Annotated[int, Meta(ge=0, le=2**24)]
@@ -135,16 +137,23 @@ class Shard(Record, frozen=True):
 
 
 class Shader(Record, frozen=True):
-    """A WGSL file under `shaders/`: entry point `main`, bindings 0, 1, … of group 0, all storage buffers.
+    """An entry point of a WGSL file under `shaders/`: bindings 0, 1, … of group 0, all storage buffers.
 
-    `access` has a letter a binding: `r` is read, `w` is read_write.
+    `constants` are values of the file's overrides, where they are not the default. `access` has a letter a
+    binding: `r` is read, `w` is read_write. `features` are those that the file enables.
     """
 
     file: FileName
-    sha256: Sha256
     workgroup: Annotated[list[Positive], Meta(min_length=3, max_length=3)]
     access: Access
     features: list[Name] = []
+    entry: Identifier = "main"
+    constants: dict[Identifier, Number] = {}
+
+    @property
+    def label(self) -> str:
+        """For people: the file, and the entry point if there may be others."""
+        return self.file if self.entry == "main" else f"{self.file} {self.entry}"
 
 
 class Range(Record, frozen=True, array_like=True):
@@ -226,6 +235,8 @@ class Manifest(Record, frozen=True):
     model: Model
     buffers: list[Buffer]
     shards: list[Shard]
+    modules: dict[FileName, Sha256]
+    """The WGSL files under `shaders/`."""
     shaders: list[Shader]
     kernels: list[Name]
     ranges: list[Range]

@@ -134,7 +134,7 @@ def make_application(folder: Path) -> Any:
 def entity_tags(manifest: Manifest) -> dict[str, str]:
     """The hash of every file, by its path; empty for the manifest, whose own the server makes up."""
     tags = {"manifest.json": ""} | dict(manifest.files)
-    tags |= {f"shaders/{shader.file}": shader.sha256 for shader in manifest.shaders}
+    tags |= {f"shaders/{file}": sha256 for file, sha256 in manifest.modules.items()}
     for shard in manifest.shards:
         tags[f"weights/{shard.file}"] = hashlib.sha256("".join(shard.blocks).encode()).hexdigest()
     return tags

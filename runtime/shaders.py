@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import wgpu
@@ -14,6 +17,8 @@ MAX_TERMS = 4096
 CONTEXT_LINES = 2
 
 _COMMENT = re.compile(r"//[^\n\r\v\f\x85\u2028\u2029]*|/\*.*?\*/", re.DOTALL)
+_OVERRIDE = re.compile(r"\boverride\s+(\w+)")
+_PLAIN_OVERRIDE = re.compile(r"^override \w+: (?:u32|f32) = [0-9.e+-]+u?;[ \t]*$", re.MULTILINE)
 _SUBGROUPS = re.compile(r"^enable subgroups;[ \t]*$", re.MULTILINE)
 _POSITION = re.compile(r"wgsl:(\d+):(\d+)")
 
@@ -32,8 +37,11 @@ def check_source(name: str, source: str) -> None:
     hint = "compile the model again with webgpu-compile"
     if "\0" in source:
         raise RuntimeFailure(name, "contains a NUL character", hint)
+    code = _COMMENT.sub("", source)
+    if _computes_with_overrides(code):
+        raise RuntimeFailure(name, "computes with overrides outside of functions", hint)
     depth = terms = 0
-    for character in _COMMENT.sub("", source):
+    for character in code:
         if character in "([{":
             depth += 1
         elif character in ")]}":
@@ -46,18 +54,64 @@ def check_source(name: str, source: str) -> None:
             raise RuntimeFailure(name, "is nested too deeply or has too long a statement", hint)
 
 
-def create_pipeline(device: Any, name: str, source: str, layout: Any) -> Any:
-    """A compute pipeline for the entry point `main` of `source`, with an explicit pipeline layout.
+def _computes_with_overrides(code: str) -> bool:
+    """Whether overrides are more than numbers in functions and sizes of arrays: naga 29 may abort at that."""
+    names = "|".join(_OVERRIDE.findall(code))
+    plain = _PLAIN_OVERRIDE.findall(code)
+    if len(re.findall(r"\boverride\b", code)) > len(plain):
+        return True
+    inside = rf"^(?:const|var)\b.*\b(?:{names})\b(?!>;[ \t]*$)"
+    return bool(names) and re.search(inside, code, re.MULTILINE) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """A WGSL file on the device."""
+
+    name: str
+    text: str
+    handle: Any
+
+
+def create_module(device: Any, name: str, source: str) -> Module:
+    """The shader module of a WGSL file.
 
     Raises:
-        RuntimeFailure: the shader does not compile, or does not fit the layout; `detail` shows where.
+        RuntimeFailure: it does not compile; `detail` shows where.
     """
     check_source(name, source)
     text = for_naga(source)
+    with _explained(name, text):
+        return Module(name, text, device.create_shader_module(label=name, code=text))
+
+
+def create_pipeline(
+    device: Any,
+    module: Module,
+    layout: Any,
+    entry: str = "main",
+    constants: Mapping[str, float] | None = None,
+) -> Any:
+    """A compute pipeline for an entry point of `module`, with values of its overrides and a layout.
+
+    Raises:
+        RuntimeFailure: there is no such entry point or override, or it does not fit the layout.
+    """
+    constants = constants or {}
+    overrides = set(_OVERRIDE.findall(_COMMENT.sub("", module.text)))
+    for name in constants:  # wgpu-native takes any name
+        if name not in overrides:
+            hint = "compile the model again with webgpu-compile"
+            raise RuntimeFailure(f"shaders/{module.name}", f"has no override {name!r}", hint)
+    stage = {"module": module.handle, "entry_point": entry, "constants": constants}
+    with _explained(module.name, module.text):
+        return device.create_compute_pipeline(label=module.name, layout=layout, compute=stage)
+
+
+@contextmanager
+def _explained(name: str, text: str) -> Iterator[None]:
     try:
-        module = device.create_shader_module(label=name, code=text)
-        stage = {"module": module, "entry_point": "main"}
-        return device.create_compute_pipeline(label=name, layout=layout, compute=stage)
+        yield
     except (wgpu.GPUError, RuntimeError) as error:
         message = str(error)
         raise RuntimeFailure(

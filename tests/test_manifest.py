@@ -21,7 +21,7 @@ from webgpu_compile.compiler.plan import Plan, plan
 from webgpu_compile.compiler.program import IndirectGrid, Program
 from webgpu_compile.compiler.schedule import schedule
 from webgpu_compile.runtime.programs import Dispatch, spell_out
-from webgpu_compile.runtime.schema import Manifest
+from webgpu_compile.runtime.schema import VERSION, Manifest
 
 
 def written(planned: Plan) -> tuple[Schedules, dict[tuple[str, str, str, int], int]]:
@@ -48,11 +48,12 @@ def assert_spelled_out(planned: Plan, schedules: Schedules, index: dict[Any, int
     ]
     document = {
         "format": "webgpu-compile",
-        "version": 2,
+        "version": VERSION,
         "producer": "x",
         "buffers": [],
         "shards": [],
         "model": {"name": "x", "kind": "graph", "inputs": [], "outputs": []},
+        "modules": {},
         "shaders": [],
         "kernels": schedules.kernels(),
         "ranges": schedules.ranges(),

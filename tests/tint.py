@@ -9,7 +9,8 @@ declarations are used.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -21,22 +22,34 @@ FEATURES = {
 }
 DEFAULT_FEATURES = ("shader-f16", "subgroups")
 
+Pipeline = tuple[str, Mapping[str, float]]
+"""An entry point, and values of overrides."""
 
-def check(wgsl: str, features: Sequence[str] = DEFAULT_FEATURES) -> list[str]:
+_ENTRY = re.compile(r"@compute[^{;]*?\bfn\s+(\w+)")
+
+
+def check(
+    wgsl: str, features: Sequence[str] = DEFAULT_FEATURES, pipelines: Sequence[Pipeline] | None = None
+) -> list[str]:
     """Tint's errors for one shader, each `LINE:COLUMN: message`; none if Tint accepts it.
 
     `features` are the WebGPU features that the device has: `enable f16;` without `shader-f16` is an error.
+    `pipelines` are made of it; None: one of each entry point, with the overrides' defaults.
     """
-    return check_all([wgsl], features)[0]
+    return check_all([wgsl], features, pipelines)[0]
 
 
-def check_all(shaders: Iterable[str], features: Sequence[str] = DEFAULT_FEATURES) -> list[list[str]]:
+def check_all(
+    shaders: Iterable[str],
+    features: Sequence[str] = DEFAULT_FEATURES,
+    pipelines: Sequence[Pipeline] | None = None,
+) -> list[list[str]]:
     """`check` for many shaders: about a millisecond each."""
     device = _device(tuple(sorted(features)))
-    return [_errors(device, wgsl) for wgsl in shaders]
+    return [_errors(device, wgsl, pipelines) for wgsl in shaders]
 
 
-def _errors(device: Any, wgsl: str) -> list[str]:
+def _errors(device: Any, wgsl: str, pipelines: Sequence[Pipeline] | None) -> list[str]:
     source = wgsl.encode()
     messages: list[str] = []
 
@@ -62,20 +75,37 @@ def _errors(device: Any, wgsl: str) -> list[str]:
     info.callback = dawn.WGPUCompilationInfoCallback2(on_info)
     _wait(dawn.wgpuShaderModuleGetCompilationInfo2(shader, info))
     if not messages:
-        rejected = rejected or _pipeline_error(device, shader)
+        if pipelines is None:
+            pipelines = [(name, {}) for name in _ENTRY.findall(re.sub(r"//[^\n]*", "", wgsl))]
+        for pipeline in pipelines:
+            rejected = rejected or _pipeline_error(device, shader, *pipeline)
         messages = [f"0:0: {rejected.splitlines()[0]}"] if rejected else []
     dawn.wgpuShaderModuleRelease(shader)
     return messages
 
 
-def _pipeline_error(device: Any, shader: Any) -> str:
-    """What is over the limits, if anything: known only once the one entry point becomes a pipeline."""
+def _pipeline_error(device: Any, shader: Any, entry: str, constants: Mapping[str, float]) -> str:
+    """What is over the limits, if anything: known only once an entry point becomes a pipeline."""
     dawn.wgpuDevicePushErrorScope(device, dawn.WGPUErrorFilter_Validation)
     descriptor = dawn.WGPUComputePipelineDescriptor()
     descriptor.compute.module = shader
-    descriptor.compute.entryPoint.length = 2**64 - 1  # a null string with this length: not given
+    kept = [_set_text(descriptor.compute.entryPoint, entry)]
+    entries = (dawn.WGPUConstantEntry * len(constants))()
+    for each, (name, value) in zip(entries, constants.items(), strict=True):
+        kept.append(_set_text(each.key, name))
+        each.value = value
+    descriptor.compute.constantCount = len(constants)
+    descriptor.compute.constants = ctypes.cast(entries, ctypes.POINTER(dawn.WGPUConstantEntry))
     dawn.wgpuComputePipelineRelease(dawn.wgpuDeviceCreateComputePipeline(device, descriptor))
     return _pop_error(device)
+
+
+def _set_text(view: Any, text: str) -> Any:
+    """Make a string view show `text`; the result holds its memory."""
+    memory = ctypes.create_string_buffer(text.encode())
+    view.data = ctypes.cast(memory, ctypes.POINTER(ctypes.c_char))
+    view.length = len(text.encode())
+    return memory
 
 
 def _pop_error(device: Any) -> str:

@@ -122,8 +122,8 @@ def _foreign_entries(out: Path, entries: list[str], manifest: Mapping[str, Any])
 
 def write_shaders(folder: Path, shaders: ShaderSet) -> None:
     (folder / "shaders").mkdir()
-    for shader in shaders.shaders:
-        (folder / "shaders" / shader.file).write_bytes(shader.text.encode())
+    for file in shaders.files:
+        (folder / "shaders" / file.name).write_bytes(file.text.encode())
 
 
 def copy_model_files(source: Path, folder: Path) -> dict[str, str]:

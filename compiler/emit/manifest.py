@@ -12,13 +12,14 @@ from typing import Any
 from ..plan import Plan, ProgramPlan
 from ..program import Access, IndirectGrid
 from ..target import SPEC_LIMITS, Target
+from .modules import ENTRY
 from .names import bounded_names
 from .schedules import Schedules
 from .shaders import ShaderSet
 from .shards import BLOCK_NBYTES, Shard
 
 FORMAT = "webgpu-compile"
-VERSION = 2
+VERSION = 3
 
 Json = dict[str, Any]
 
@@ -62,10 +63,12 @@ def manifest(
         }
         for i, shard in enumerate(shards)
     ]
+    document["modules"] = {file.name: file.sha256 for file in shaders.files}
     document["shaders"] = [
         {
-            "file": shader.file,
-            "sha256": shader.sha256,
+            "file": shader.file.name,
+            **({"entry": shader.entry} if shader.entry != ENTRY else {}),
+            **({"constants": dict(shader.constants)} if shader.constants else {}),
             "workgroup": list(shader.workgroup),
             "access": "".join(Access(access).letter for access in shader.access),
             **({"features": list(shader.features)} if shader.features else {}),

@@ -70,7 +70,7 @@ def render_report(
             main=main.program,
             main_cost=total(kernel_costs(main.program, depth)),
             variants=variant_rows(plan, shaders),
-            shaders=shaders.shaders,
+            files=shaders.files,
             passes=changed,
             idle_passes=idle,
             strips=program_strips(main, depth, n_layers),

@@ -135,7 +135,7 @@ def variant_rows(plan: Plan, shaders: ShaderSet) -> list[VariantRow]:
     for variant, programs in plan.variants.items():
         needed = limits(plan, programs)
         raised = tuple((n, v, SPEC_LIMITS[n]) for n, v in needed.items() if v > SPEC_LIMITS[n])
-        used = {number for key, number in shaders.index.items() if key[0] == variant}
+        used = {shaders.shaders[i].file.name for key, i in shaders.index.items() if key[0] == variant}
         rows.append(VariantRow(variant, shaders.targets[variant].features, raised, len(used)))
     return rows
 

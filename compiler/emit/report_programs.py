@@ -14,6 +14,7 @@ from ..program import Access, IndirectGrid, Kernel, Program
 from .report_cost import Cost, kernel_costs, total
 from .report_format import kind_of
 from .report_repeats import Run, repeats
+from .report_wgsl import file_numbers
 from .shaders import ShaderSet
 
 MAX_STEPS_NAMED = 4
@@ -164,7 +165,7 @@ def _bound(plan: Plan, planned: ProgramPlan, kernel: Kernel, i: int) -> Bound:
 
 
 def _shader(shaders: ShaderSet, variant: str, program: Program, step: int) -> int:
-    return shaders.index[variant, program.kernels[step].name, program.name, step]
+    return file_numbers(shaders)[shaders.index[variant, program.kernels[step].name, program.name, step]]
 
 
 def _steps(members: range) -> str:

@@ -7,6 +7,7 @@ similar of those shown in full, as long as that is shorter.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -17,10 +18,12 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from ..plan import Plan
-from .shaders import Shader, ShaderSet
+from .shaders import File, ShaderSet
 
 CONTEXT = 1
 """Unchanged lines shown on each side of a changed one."""
+
+_NODES = re.compile(r"^// ONNX nodes:\n(?://   [^\n]*\n)*", re.MULTILINE)
 
 LARGEST_DIFF = 0.5
 """A difference is shown where its lines are at most this part of the shader's; else the shader itself."""
@@ -28,10 +31,10 @@ LARGEST_DIFF = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """A shader on the page. `like` is the number of the one it is compared with, None where it is whole."""
+    """A WGSL file on the page. `like` is the one that it is compared with, None where it is whole."""
 
     number: int
-    shader: Shader
+    file: File
     users: tuple[str, ...]  # "decode (portable)"
     n_lines: int
     like: int | None
@@ -48,36 +51,41 @@ class Family:
 
 
 def families(plan: Plan, shaders: ShaderSet) -> tuple[Family, ...]:
-    """All shaders of the artifact by template, in order of first use."""
+    """All WGSL files of the artifact by template, in order of first use."""
+    numbers = file_numbers(shaders)
     templates: dict[int, str] = {}
     users: dict[int, dict[str, dict[str, None]]] = {}
     for variant, programs in plan.variants.items():
         for planned in programs:
             for step, kernel in enumerate(planned.program.kernels):
-                number = shaders.index[variant, kernel.name, planned.program.name, step]
+                number = numbers[shaders.index[variant, kernel.name, planned.program.name, step]]
                 templates.setdefault(number, kernel.template.removesuffix(".wgsl.j2"))
                 users.setdefault(number, {}).setdefault(planned.program.name, {})[variant] = None
     members: dict[str, list[int]] = {}
     for number in sorted(templates):
         members.setdefault(templates[number], []).append(number)
-    return tuple(
-        Family(name, tuple(_listings(numbers, shaders.shaders, users))) for name, numbers in members.items()
-    )
+    return tuple(Family(name, tuple(_listings(members, shaders, users))) for name, members in members.items())
+
+
+def file_numbers(shaders: ShaderSet) -> list[int]:
+    """The number of the file, of each shader."""
+    numbers = {file.name: number for number, file in enumerate(shaders.files)}
+    return [numbers[shader.file.name] for shader in shaders.shaders]
 
 
 def body(text: str) -> str:
-    """A shader without the comment that names its ONNX nodes: the report lists them with the steps."""
-    lines = text.split("\n")
-    n = next((i for i, line in enumerate(lines) if not line.startswith(("// ONNX nodes:", "//   "))), 0)
-    return "\n".join(lines[n:]).strip("\n")
+    """A shader without the comments that name its ONNX nodes: the report lists them with the steps."""
+    return _NODES.sub("", text).strip("\n")
 
 
 def _listings(
-    numbers: Sequence[int], shaders: Sequence[Shader], users: Mapping[int, Mapping[str, Mapping[str, None]]]
+    numbers: Sequence[int], shaders: ShaderSet, users: Mapping[int, Mapping[str, Mapping[str, None]]]
 ) -> Iterator[Listing]:
     whole: list[tuple[int, list[str]]] = []
+    files = shaders.files
     for number in numbers:
-        lines = body(shaders[number].text).split("\n")
+        file = files[number]
+        lines = body(file.text).split("\n")
         coloured = highlight("\n".join(lines)).split("\n")
         named = tuple(f"{program} ({', '.join(variants)})" for program, variants in users[number].items())
         against = [(_difference(other, lines), like) for like, other in whole]
@@ -85,11 +93,11 @@ def _listings(
         if like is None or _n_shown(groups) > LARGEST_DIFF * len(lines):
             whole.append((number, lines))
             code = Markup("\n").join(map(Markup, coloured))
-            yield Listing(number, shaders[number], named, len(lines), None, len(lines), code)
+            yield Listing(number, file, named, len(lines), None, len(lines), code)
         else:
             old = highlight("\n".join(dict(whole)[like])).split("\n")
             code, changed = _diff(groups, old, coloured)
-            yield Listing(number, shaders[number], named, len(lines), like, changed, code)
+            yield Listing(number, file, named, len(lines), like, changed, code)
 
 
 Opcode = tuple[str, int, int, int, int]

@@ -1,4 +1,4 @@
-"""What a shader does not need is left out: declarations that `main` never reaches, words behind the last one.
+"""WGSL as declarations; those that a shader does not need are left out, as are words behind the last one.
 
 Templates share snippets, and not every kernel uses all of one. What is left is shorter, and kernels that
 differ only in what neither reads are one shader.
@@ -7,19 +7,21 @@ differ only in what neither reads are one shader.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ..sequence import MAX_STOP_TOKENS, WORDS
 
 SEQUENCE_STRUCT = "struct Sequence;"
-"""What stands in `sequence.wgsl.j2`; `trimmed` puts the words there."""
+"""What stands in `sequence.wgsl.j2`; `written` puts the words there."""
 
 WIDTH = 110
 
-_NAME = re.compile(r"\s*(?:@\w+(?:\([^)]*\))?\s*)*(?:fn|struct|const|alias|var(?:<[^>]*>)?)\s+(\w+)")
+_NAME = re.compile(r"\s*(?:@\w+(?:\([^)]*\))?\s*)*(?:fn|struct|const|override|alias|var(?:<[^>]*>)?)\s+(\w+)")
 _COMMENT = re.compile(r"//[^\n]*")
-_WORD = re.compile(r"[A-Za-z_]\w*")
+_HEAD = re.compile(r"\s*(?:@\w+(?:\([^)]*\))?\s*)*fn\s+\w+(\((?:[^{])*)\{")
+_PARAMETER = re.compile(r"(\w+)\s*:")
+_WORD = re.compile(r"(?<![.\w])[A-Za-z_]\w*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +34,24 @@ class Declaration:
     words: frozenset[str]
     bound: bool
 
+    @property
+    def code(self) -> str:
+        """What the compiler sees: no comments, no indentation."""
+        return "\n".join(line.strip() for line in _COMMENT.sub("", self.text).splitlines() if line.strip())
+
+
+Paragraph = tuple[Declaration, ...]
+"""Declarations with no empty line between them."""
+
 
 def trimmed(wgsl: str) -> str:
     """`wgsl` without declarations that neither `main` nor a binding needs, with the words of the sequence."""
-    paragraphs = [list(_declarations(paragraph)) for paragraph in _paragraphs(wgsl)]
+    return written(reached(wgsl))
+
+
+def reached(wgsl: str) -> list[Paragraph]:
+    """The declarations of `wgsl` that `main` or a binding needs."""
+    paragraphs = [tuple(_declarations(paragraph)) for paragraph in _paragraphs(wgsl)]
     declared = {each.name: each for paragraph in paragraphs for each in paragraph if each.name}
     needed = {""}
     waiting = [each for each in declared.values() if each.name == "main" or each.bound]
@@ -44,14 +60,20 @@ def trimmed(wgsl: str) -> str:
         if each.name not in needed:
             needed.add(each.name)
             waiting += [declared[word] for word in each.words if word in declared]
-    texts = []
-    for paragraph in paragraphs:
-        kept = [each for each in paragraph if each.name in needed]
-        if kept:
-            first = paragraph[0]  # what is said above a list of constants is said of all of them
-            head = first.comment if kept[0] is not first and first.text.count("\n") == 1 else ""
-            texts.append(head + "".join(each.comment + each.text for each in kept))
-    body = "\n".join(texts)
+    return [kept for paragraph in paragraphs if (kept := _kept(paragraph, needed))]
+
+
+def _kept(paragraph: Paragraph, needed: set[str]) -> Paragraph:
+    kept = [each for each in paragraph if each.name in needed]
+    first = paragraph[0]  # what is said above a list of constants is said of all of them
+    if kept and kept[0] is not first and first.text.count("\n") == 1 and first.comment:
+        kept.insert(0, _declaration(first.comment, ""))
+    return tuple(kept)
+
+
+def written(paragraphs: Iterable[Sequence[Declaration]]) -> str:
+    """The text of declarations, with the words of the sequence that they read or write."""
+    body = "\n".join("".join(each.comment + each.text for each in paragraph) for paragraph in paragraphs)
     return body.replace(SEQUENCE_STRUCT, _sequence_struct(body))
 
 
@@ -91,8 +113,15 @@ def _declarations(paragraph: list[str]) -> Iterator[Declaration]:
 def _declaration(comment: str, text: str) -> Declaration:
     code = _COMMENT.sub("", text)
     name = _NAME.match(code)
-    words = frozenset(_WORD.findall(code))
+    words = frozenset(_WORD.findall(code)) - parameters(code)
     return Declaration(name[1] if name else "", comment, text, words, "@group" in code)
+
+
+def parameters(code: str) -> frozenset[str]:
+    """Names of a function's parameters, which hide declarations of these names, or of a struct's fields."""
+    head = code if re.match(r"\s*struct\b", code) else _HEAD.match(code)
+    text = head if isinstance(head, str) else head[1] if head else ""
+    return frozenset(_PARAMETER.findall(text))
 
 
 def _sequence_struct(body: str) -> str:

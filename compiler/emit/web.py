@@ -36,14 +36,16 @@ CHAT = ("jinja.js", "jinja.LICENSE.txt")
 """@huggingface/jinja, three times the runtime: only for models that have a chat template."""
 
 _IMPORT = re.compile(r"^import [^;]*;\n", re.MULTILINE)
-_DOC = re.compile(r"^[ \t]*/\*\*.*?\*/\n|/\*\* @type \{.*?\} \*/ ?", re.MULTILINE | re.DOTALL)
+_DOC = re.compile(r"^[ \t]*/\*\*.*?\*/\n", re.MULTILINE | re.DOTALL)
+_TYPE = re.compile(r"/\*\* @type \{.*?\} \*/ ?(?:\((\w+)\))?", re.DOTALL)
 _EXPORT = re.compile(r"^export (?=const|let|class|function|async)", re.MULTILINE)
 
 
 def web_files(*, chat: bool = False) -> dict[str, bytes]:
     """Every file of the page, by its name in the artifact; `chat` for a model with a chat template."""
     page = files(__package__.removesuffix("compiler.emit") + "templates") / "web"
-    found = {name: (page / name).read_bytes() for name in PAGE_FILES}
+    texts = {name: (page / name).read_text(encoding="utf-8") for name in PAGE_FILES}
+    found = {name: (untyped(text) if name.endswith(".js") else text).encode() for name, text in texts.items()}
     found["runtime.js"] = joined_runtime().encode()
     for name in VENDORED + CHAT * chat:
         file = _runtime_folder() / "vendor" / name
@@ -77,11 +79,16 @@ def joined_runtime() -> str:
     parts = ["// The runtime of webgpu-compile. Sources with types: runtime/web/ of the package.\n"]
     for name in MODULES:
         text = (_runtime_folder() / f"{name}.js").read_text(encoding="utf-8")
-        text = _DOC.sub("", _IMPORT.sub("", text))
+        text = untyped(_IMPORT.sub("", text))
         if name != "runtime":
             text = _EXPORT.sub("", text)
         parts.append(f"// {name}\n{text.strip()}\n")
     return re.sub(r"\n{3,}", "\n\n", "\n".join(parts))
+
+
+def untyped(source: str) -> str:
+    """JavaScript without its JSDoc: most of that is types."""
+    return _TYPE.sub(lambda found: found[1] or "", _DOC.sub("", source))
 
 
 def _runtime_folder() -> Path:

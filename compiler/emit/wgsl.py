@@ -21,7 +21,7 @@ import jinja2
 
 from ..program import Kernel
 from ..target import Target
-from .trim import trimmed
+from .trim import Paragraph, reached, written
 
 _NUMBER = re.compile(r"[0-9]{1,6}(?![0-9])")
 _LINE_BREAKS = re.compile(r"[\x00-\x1f\x7f\u0085\u2028\u2029]|\*/")
@@ -42,6 +42,11 @@ def _environment() -> jinja2.Environment:
 
 def render(kernel: Kernel, target: Target) -> str:
     """The WGSL of `kernel` for `target`, without the header comment."""
+    return finished(written(declarations(kernel, target)))
+
+
+def declarations(kernel: Kernel, target: Target) -> list[Paragraph]:
+    """What the WGSL of `kernel` for `target` declares."""
     declared: set[str] = set()
     bindings = {binding.variable: (i, binding) for i, binding in enumerate(kernel.bindings)}
 
@@ -65,7 +70,12 @@ def render(kernel: Kernel, target: Target) -> str:
     )
     if missing := set(bindings) - declared:
         raise ValueError(f"{kernel.template} does not declare {sorted(missing)} of kernel {kernel.name}")
-    body = re.sub(r"\n{3,}", "\n\n", trimmed(text)).strip() + "\n"
+    return reached(text)
+
+
+def finished(text: str) -> str:
+    """Declarations as a module: no runs of empty lines, and `enable` for what the text uses."""
+    body = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
     enables = [name for name in ("f16", "subgroups") if _uses(name, body)]
     return "".join(f"enable {name};\n" for name in enables) + ("\n" if enables else "") + body
 

@@ -212,7 +212,8 @@ def gemm(
             "tile_n": tile_n,
             "tile_outputs": tile_outputs,
             "whole_tiles": n % tile_outputs == 0,
-            "shared_shape": _shares_shape(linear, tile_outputs) and grid[0] == n_tiles,
+            "both_forms": _is_plain(linear, tile_outputs) and grid[0] == n_tiles,
+            "act": getattr(epilogue, "act", "silu"),
             "symmetric_gemm": int8 and not linear.zero_points,
             "part_chunks": part_chunks,
             "n_steps": -(-linear.k // FLOAT_STEP),
@@ -236,8 +237,8 @@ def gemm(
     return kernels
 
 
-def _shares_shape(linear: Linear, tile_outputs: int) -> bool:
-    """Whether an int8 GEMM can tell its layer's shape from its grid and bindings: no edges, no options."""
+def _is_plain(linear: Linear, tile_outputs: int) -> bool:
+    """Whether an int8 GEMM has neither edges nor options: one text does for such layers, gated or not."""
     return (
         linear.activation == "int8"
         and len(linear.segments) == 1
@@ -319,7 +320,7 @@ def layer_constants(linear: Linear, segment: Segment, x_limit: int, x_int8: bool
         x_stride = quantized_tensor("", 1, linear.k, linear.int8_block).shape[1]
     return {
         "format": linear.format,
-        "shared_shape": False,
+        "both_forms": False,
         "symmetric_gemm": False,
         "activation": linear.activation,
         "x_int8": x_int8,

@@ -84,14 +84,14 @@ def norm_kernel(
     if op.builder.target.cpu:
         threads = CPU_ROW_THREADS
     bindings = reads(x=x, weight=weight)
+    if y_int8:  # what norms with and without a residual have in common comes first
+        bindings += [Binding("y_int8", y_int8, Access.READ_WRITE)]
+    if y is not None:
+        bindings += writes(y=y)
     if skip is not None:
         bindings += reads(skip=skip)
         if bias is not None:
             bindings += reads(bias=bias)
-    if y_int8:
-        bindings += [Binding("y_int8", y_int8, Access.READ_WRITE)]
-    if y is not None:
-        bindings += writes(y=y)
     if sum_out is not None:
         bindings += writes(sum_out=sum_out)
     return op.kernel(

@@ -134,10 +134,10 @@ def _choose(
     state = reads(sequence=tensors[SEQUENCE]) if host else writes(sequence=tensors[SEQUENCE])
     read = ("keys", "weights", "candidates", "span_weights") if scratch else ()
     bindings = [
-        *reads(partial_values=values, partial_indices=indices),
-        *reads(**{name: scratch[name] for name in read}),
         *state,
         *writes(tokens=tensors[TOKENS]),
+        *reads(partial_values=values, partial_indices=indices),
+        *reads(**{name: scratch[name] for name in read}),
     ]
     constants: dict[str, Constant] = {
         **shape,

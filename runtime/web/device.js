@@ -37,10 +37,7 @@ export function chooseVariant(variants, adapter, forced) {
       const has = adapter.limits[name] ?? 0;
       if (has < value) lacks.push(`${name} (needs ${value}, has ${has})`);
     }
-    if (lacks.length) {
-      refused.push(`${variant.name} needs ${lacks.join(", ")}`);
-      continue;
-    }
+    if (lacks.length && refused.push(`${variant.name} needs ${lacks.join(", ")}`)) continue;
     const best = variant.software ? "made for GPUs that a CPU plays" : refused.length ? `the best that this adapter runs (${refused.join("; ")})` : "the artifact's first choice";
     return { variant, reason: `${variant.name}: ${forced === undefined ? best : "asked for"}` };
   }

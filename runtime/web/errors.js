@@ -28,3 +28,4 @@ export function fail(subject, problem, hint, detail) {
 }
 
 export const RECOMPILE = "compile the model again with webgpu-compile";
+export const COPY = "copy the whole folder that webgpu-compile wrote to the server";

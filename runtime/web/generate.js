@@ -48,7 +48,7 @@ export async function* replayTokens(resources, state, history, request) {
   const submit = (/** @type {Prepared[]} */ work, /** @type {number} */ first) => {
     const words = /** @type {const} */ ([buffers[state.buffer], 0, 4 * nWords]);
     const bytes = recorder.read(work, [words, [buffers[state.tokens], 4 * first, 4 * work.length]]);
-    bytes.catch(() => {}); // it is awaited in its turn
+    bytes.catch(() => {});
     waiting.push({ first, bytes });
   };
   const name = request.sampling.sampling ? "decode_sampled" : "decode";

@@ -3,12 +3,12 @@
  * `runtime/schema.py` documents every field. The steps of programs are checked by WebGPU itself, every number of
  * them, when a program is encoded for the first time and before anything is submitted (resources.js).
  */
-import { RECOMPILE, fail } from "./errors.js";
+import { COPY, RECOMPILE, fail } from "./errors.js";
 import { sizesOf } from "./sequence.js";
 
 /** @import { Manifest } from "./types.js" */
 
-const VERSION = 2;
+const VERSION = 3;
 const FILE = "manifest.json";
 const PORT = { name: "", dtype: "", shape: [0], storage: "", buffer: 0, nbytes: 0 };
 const PROGRAMS = { "*": { steps: [], "inputs?": [PORT], "outputs?": [PORT] } };
@@ -16,18 +16,32 @@ const PROGRAMS = { "*": { steps: [], "inputs?": [PORT], "outputs?": [PORT] } };
 const EXAMPLE = {
   model: { name: "", outputs: [{ name: "" }] },
   "sequence?": {
-    ...{ buffer: 0, tokens: 0, words: { "*": 0 }, capacity: 0, vocab_size: 0 },
-    ...{ max_stop_tokens: 0, stop_tokens: [0], driven_by: "", ids: "", logits: "" },
+    buffer: 0,
+    tokens: 0,
+    words: { "*": 0 },
+    capacity: 0,
+    vocab_size: 0,
+    max_stop_tokens: 0,
+    stop_tokens: [0],
+    driven_by: "",
+    ids: "",
+    logits: "",
   },
   buffers: [{ name: "", nbytes: 0, kind: "", "indirect?": true }],
   shards: [{ file: "", nbytes: 0, data_offset: 0, buffer: 0, block_nbytes: 0, blocks: [""] }],
-  shaders: [{ file: "", sha256: "", access: "" }],
+  modules: { "*": "" },
+  shaders: [{ file: "", access: "", "entry?": "", "constants?": {} }],
   ranges: [[0]],
   programs: PROGRAMS,
   variants: [
     {
-      ...{ name: "", features: [""], limits: { "*": 0 }, "adapter?": { vendor: "", "device?": "" }, "software?": true },
-      ...{ launches: [], "programs?": PROGRAMS },
+      name: "",
+      features: [""],
+      limits: { "*": 0 },
+      "adapter?": { vendor: "", "device?": "" },
+      "software?": true,
+      launches: [],
+      "programs?": PROGRAMS,
     },
   ],
 };
@@ -64,7 +78,7 @@ export function decodeManifest(source) {
     document = JSON.parse(source);
   } catch {}
   if (document?.format !== "webgpu-compile") {
-    fail(FILE, "is cut short, or was not written by webgpu-compile", "copy the whole folder that it wrote to the server");
+    fail(FILE, "is cut short, or was not written by webgpu-compile", COPY);
   }
   if (document.version !== VERSION) {
     const problem = `has schema version ${document.version}, and this runtime reads ${VERSION}`;
@@ -78,26 +92,26 @@ export function decodeManifest(source) {
 
 /** @param {Manifest} manifest */
 function checkFit({ sequence, buffers, shards, variants }) {
-  const require = (/** @type {unknown} */ good, /** @type {string} */ problem) => {
+  const check = (/** @type {unknown} */ good, /** @type {string} */ problem) => {
     if (!good) damaged(`is inconsistent: ${problem}`);
   };
   const filled = new Set(shards.map(({ buffer }) => buffer));
-  require(filled.size === buffers.filter(({ kind }) => kind === "weights").length, "shards and weight buffers do not match");
+  check(filled.size === buffers.filter(({ kind }) => kind === "weights").length, "shards and weight buffers do not match");
   for (const { file, nbytes, data_offset, buffer, block_nbytes, blocks } of shards) {
     const good = blocks.length === Math.ceil(nbytes / block_nbytes) && nbytes - data_offset === buffers[buffer]?.nbytes;
-    require(good, `shard '${file}' and its buffer or blocks differ in size`);
+    check(good, `shard '${file}' and its buffer or blocks differ in size`);
   }
   if (sequence?.driven_by === "host") {
     fail(FILE, "is driven by the host, for comparison in Python only", "compile without --sequence-length host");
   }
   for (const { name, programs } of variants) {
     for (const needed of sequence ? ["decode", "decode_sampled"] : ["run"]) {
-      require(Object.hasOwn(programs, needed), `variant '${name}' lacks '${needed}'`);
+      check(Object.hasOwn(programs, needed), `variant '${name}' lacks '${needed}'`);
     }
-    require(!sequence || sizesOf(programs, "prefill").length, `variant '${name}' lacks 'prefill_N'`);
+    check(!sequence || sizesOf(programs, "prefill").length, `variant '${name}' lacks 'prefill_N'`);
   }
   if (!sequence) return;
   const { words, buffer, max_stop_tokens } = sequence;
   const last = Math.max(...Object.values(words), words.stop_tokens + max_stop_tokens - 1);
-  require(4 * last < buffers[buffer]?.nbytes, "the sequence buffer is too small for its words");
+  check(4 * last < buffers[buffer]?.nbytes, "the sequence buffer is too small for its words");
 }

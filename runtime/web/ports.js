@@ -10,13 +10,22 @@ import { fail } from "./errors.js";
 /** Float16Array is younger than WebGPU, but as old as the browsers that have both.
  * @type {Record<string, any>} */
 const STORAGE = {
-  ...{ f32: Float32Array, f16: /** @type {any} */ (globalThis).Float16Array, i32: Int32Array },
-  ...{ u32: Uint32Array, u8: Uint8Array, i8: Int8Array },
+  f32: Float32Array,
+  f16: /** @type {any} */ (globalThis).Float16Array,
+  i32: Int32Array,
+  u32: Uint32Array,
+  u8: Uint8Array,
+  i8: Int8Array,
 };
 /** @type {Record<string, any>} */
 const ONNX = {
-  ...{ float32: Float32Array, float16: Float32Array, int64: BigInt64Array, int32: Int32Array },
-  ...{ bool: Uint8Array, uint8: Uint8Array, int8: Int8Array },
+  float32: Float32Array,
+  float16: Float32Array,
+  int64: BigInt64Array,
+  int32: Int32Array,
+  bool: Uint8Array,
+  uint8: Uint8Array,
+  int8: Int8Array,
 };
 
 /** @param {string} storage */
@@ -28,22 +37,20 @@ const product = (shape) => shape.reduce((n, dim) => n * dim, 1);
 /** The bytes to upload for `value` (a typed array, array or {data, dims}) at an input port.
  * @param {Port} port @param {any} value @returns {Uint8Array<ArrayBuffer>} */
 export function toStorage(port, value) {
-  const refuse = (/** @type {string} */ problem, /** @type {string} */ hint) => {
-    fail(`input '${port.name}'`, problem, hint);
-  };
+  const subject = `input '${port.name}'`;
   const dims = value?.dims ?? value?.shape;
   const data = value?.data ?? value;
   const size = product(port.shape);
   if (data?.length !== size || (dims && dims.join() !== port.shape.join())) {
     const has = dims ? `shape [${dims}]` : `${data?.length ?? "no"} values`;
-    refuse(`has ${has}, not [${port.shape}]`, "compiled shapes are fixed: give this one");
+    fail(subject, `has ${has}, not [${port.shape}]`, "compiled shapes are fixed: give this one");
   }
   const bytes = new Uint8Array(port.nbytes);
   const target = new (arrayOf(port.storage))(bytes.buffer, 0, size);
   for (let i = 0; i < size; i++) {
     const number = (target[i] = Number(data[i]));
     if (!port.storage.startsWith("f") && target[i] !== number) {
-      refuse(`has a value that is not ${port.storage}`, "convert it first; int64 is 32 bits on the GPU");
+      fail(subject, `has a value that is not ${port.storage}`, "convert it first; int64 is 32 bits on the GPU");
     }
   }
   return bytes;
@@ -53,9 +60,8 @@ export function toStorage(port, value) {
  * @param {Resources} resources @param {Prepared[]} work @param {Port[] | undefined} ports @param {string} name
  * @param {any[]} [dims] @returns {Promise<Tensor>} */
 export async function readPort({ recorder, buffers }, work, ports, name, dims) {
-  const port = ports?.find((each) => each.name === name);
-  const hint = `choose from ${ports?.slice(0, 6).map((each) => each.name)}`;
-  if (!port) fail(`output '${name}'`, "is not the model's", hint);
+  const hint = `choose from ${ports?.slice(0, 6).map((port) => port.name)}`;
+  const port = ports?.find((port) => port.name === name) ?? fail(`output '${name}'`, "is not the model's", hint);
   dims ??= port.shape;
   const Storage = arrayOf(port.storage);
   const size = product(dims);

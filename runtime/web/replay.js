@@ -8,28 +8,28 @@ import { DeviceLost, RECOMPILE, fail } from "./errors.js";
 
 /** Steps of the manifest  =>  passes of adjacent dispatches, and copies.
  * @param {GPUDevice} device @param {any[]} steps @param {number[][]} ranges @param {any[]} launches
- * @param {GPUBuffer[]} buffers @param {GPUComputePipeline[]} pipelines @returns {Prepared} */
+ * @param {GPUBuffer[]} buffers @param {(GPUComputePipeline | null)[]} pipelines of each step @returns {Prepared} */
 export function capture(device, steps, ranges, launches, buffers, pipelines) {
   /** @type {Prepared} */
   const prepared = [];
   /** @type {DispatchCall[]} */
   let pass = [];
   let last = null;
-  for (const step of steps) {
-    if (!Array.isArray(step)) {
+  for (const [i, step] of steps.entries()) {
+    const pipeline = pipelines[i];
+    if (!pipeline) {
       const [[source, from, nbytes], [target, to]] = [ranges[step.source], ranges[step.target]];
       prepared.push({ copy: [buffers[source], from, buffers[target], to, nbytes] });
       last = null;
       continue;
     }
     const [kernel, ...bound] = step;
-    const [shader, grid] = launches[kernel];
-    const pipeline = pipelines[shader];
-    const entries = bound.map((index, binding) => {
+    const grid = launches[kernel][1];
+    const entries = bound.map((/** @type {number} */ index, /** @type {number} */ binding) => {
       const [buffer, offset, size] = ranges[index];
       return { binding, resource: { buffer: buffers[buffer], offset, size } };
     });
-    const [memory, start] = Array.isArray(grid) ? [] : ranges[grid];
+    const [memory, start] = ranges[grid] ?? [];
     if (last === null) prepared.push({ pass: (pass = []) });
     pass.push({
       pipeline: pipeline === last ? null : pipeline,

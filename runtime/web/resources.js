@@ -21,41 +21,39 @@ const INDIRECT = 0x100;
  * @returns {Promise<Resources>}
  */
 export async function createResources(source, manifest, variant, device, progress) {
-  const { shaders, shards, sequence, ranges } = manifest;
+  const { modules, shaders, shards, sequence, ranges } = manifest;
   const { programs, launches } = variant;
   const nbytes = manifest.buffers.reduce((sum, buffer) => sum + buffer.nbytes, 0);
   device.pushErrorScope("validation");
   device.pushErrorScope("out-of-memory");
-  const buffers = manifest.buffers.map(({ name, nbytes, indirect }) => {
-    return device.createBuffer({ label: name, size: nbytes, usage: STORAGE_AND_COPIES | (indirect ? INDIRECT : 0) });
-  });
+  const buffers = manifest.buffers.map(({ name: label, nbytes: size, indirect }) =>
+    device.createBuffer({ label, size, usage: STORAGE_AND_COPIES | (indirect ? INDIRECT : 0) }));
   if ((await device.popErrorScope()) ?? (await device.popErrorScope())) {
     const problem = `could not be had: the model needs ${(nbytes / 2 ** 30).toFixed(2)} GiB in all`;
     fail("GPU memory", problem, "close other tabs, or compile with a smaller --max-length");
   }
+  const module = memo(async (/** @type {string} */ file) => {
+    const code = await source.text(`shaders/${file}`, modules[file]);
+    return device.createShaderModule({ label: file, code });
+  });
   const pipeline = memo(async (/** @type {number} */ index) => {
-    const { file, sha256, access } = shaders[index];
-    const name = `shaders/${file}`;
-    const code = await source.text(name, sha256);
+    const { file, access, entry = "main", constants = {} } = shaders[index];
     const entries = [...access].map((how, binding) => {
       const type = /** @type {GPUBufferBindingType} */ (how === "r" ? "read-only-storage" : "storage");
       return { binding, visibility: 4, buffer: { type } };
     });
     const layout = device.createPipelineLayout({ bindGroupLayouts: [device.createBindGroupLayout({ entries })] });
-    const compute = { module: device.createShaderModule({ label: file, code }), entryPoint: "main" };
+    const compute = { module: await module(file), entryPoint: entry, constants };
     try {
       return await device.createComputePipelineAsync({ label: file, layout, compute });
     } catch (error) {
-      return fail(name, "does not compile on this device", "force another variant, or report it", String(error));
+      return fail(`shaders/${file}`, "does not compile on this device", "force another variant, or report it", String(error));
     }
   });
   const program = memo(async (/** @type {string} */ name) => {
     try {
       const { steps } = programs[name];
-      /** @type {GPUComputePipeline[]} */
-      const pipelines = [];
-      const used = new Set(steps.filter(Array.isArray).map(([kernel]) => launches[kernel][0]));
-      await Promise.all(Array.from(used, async (i) => (pipelines[i] = await pipeline(i))));
+      const pipelines = await Promise.all(steps.map((step) => (Array.isArray(step) ? pipeline(launches[step[0]][0]) : null)));
       device.pushErrorScope("validation");
       const prepared = capture(device, steps, ranges, launches, buffers, pipelines);
       const encoder = device.createCommandEncoder();
@@ -94,9 +92,8 @@ export async function createResources(source, manifest, variant, device, progres
 function memo(make) {
   /** @type {Partial<Record<K, Promise<V>>>} */
   const made = {};
-  const forget = (/** @type {K} */ key, /** @type {unknown} */ error) => {
+  return (key) => (made[key] ??= make(key).catch((error) => {
     delete made[key];
     throw error;
-  };
-  return (key) => (made[key] ??= make(key).catch((error) => forget(key, error)));
+  }));
 }

@@ -100,7 +100,7 @@ export class Session {
     this.#alive();
     const state = this.manifest.sequence;
     if (!state) fail("generate", "needs a language model", "use run() for this model");
-    const prompt = tokenIds(ids, state.vocab_size); // what cannot be used is said at once
+    const prompt = tokenIds(ids, state.vocab_size);
     const stopTokens = tokenIds(new Set(options.stopTokens ?? state.stop_tokens), state.vocab_size, "stopTokens");
     if (stopTokens.length > state.max_stop_tokens) {
       fail("stopTokens", `has ${stopTokens.length} tokens`, `give ${state.max_stop_tokens} at most`);
@@ -207,8 +207,7 @@ export class Session {
       const value = inputs[port.name] ?? fail(`input '${port.name}'`, "is missing", "give every input of the model");
       device.queue.writeBuffer(buffers[port.buffer], 0, toStorage(port, value));
     }
-    const tensors = names.map(async (name, i) => [name, await readPort(resources, i ? [] : [prepared], outputs, name)]);
-    return Object.fromEntries(await Promise.all(tensors));
+    return named(names, (name, i) => readPort(resources, i ? [] : [prepared], outputs, name));
   }
 
   /** @param {SequenceState} state @param {Record<string, any>} inputs @param {string[]} names */
@@ -225,11 +224,16 @@ export class Session {
     const all = names.includes(state.logits);
     const logits = await replayLogits(resources, state, tokens, history.past, history.tokens.length, all);
     const read = (/** @type {string} */ name) => (name === state.logits ? logits : present(resources, name, tokens.length));
-    const tensors = names.map(async (name) => [name, await read(name)]);
-    const results = Object.fromEntries(await Promise.all(tensors));
+    const results = await named(names, read);
     [history.tokens, history.past] = [tokens, tokens.length];
     return results;
   }
+}
+
+/** @param {string[]} names @param {(name: string, i: number) => Tensor | Promise<Tensor>} read
+ * @returns {Promise<Record<string, Tensor>>} */
+async function named(names, read) {
+  return Object.fromEntries(await Promise.all(names.map(async (name, i) => [name, await read(name, i)])));
 }
 
 /** The valid part [1, kv_heads, total, head_size] of a cache [1, kv_heads, capacity, head_size].

@@ -1,5 +1,5 @@
 /** The artifact's files over HTTP: checked against the manifest's hashes, resumed when a download breaks off. */
-import { RECOMPILE, RuntimeFailure, fail } from "./errors.js";
+import { COPY, RECOMPILE, RuntimeFailure, fail } from "./errors.js";
 import { sha256 } from "./store.js";
 
 /** @import { Shard } from "./types.js" */
@@ -8,7 +8,6 @@ import { sha256 } from "./store.js";
 /** Told of every byte once, when it arrives. @typedef {(nbytes: number, fromNetwork: boolean) => void} Report */
 
 const ATTEMPTS = 4;
-const COPY = "copy the whole folder that webgpu-compile wrote to the server";
 
 /**
  * @param {URL} base @param {typeof fetch} fetcher @param {Storage | null} storage
@@ -149,7 +148,7 @@ export function openSource(base, fetcher, storage, warn, signal = () => undefine
             await checking;
             const [number, bytes] = [Math.ceil(at / size) - 1, block];
             checking = checked(name, blocks[number], bytes).then(() => take(number, bytes));
-            checking.catch(() => {}); // awaited before the next block, or below
+            checking.catch(() => {}); // awaited below
           }
         }
       } finally {

@@ -32,10 +32,11 @@ export interface Shard {
 
 export interface ShaderInfo {
   file: string;
-  sha256: string;
   workgroup: number[];
   access: string;
   features?: string[];
+  entry?: string;
+  constants?: Record<string, number>;
 }
 
 export interface Program {
@@ -88,6 +89,8 @@ export interface Manifest {
   model: ModelInfo;
   buffers: BufferInfo[];
   shards: Shard[];
+  /** SHA-256 by file. */
+  modules: Record<string, string>;
   shaders: ShaderInfo[];
   /** [buffer, offset, nbytes] */
   ranges: number[][];

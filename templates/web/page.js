@@ -1,5 +1,4 @@
 /** The page around the runtime. Every text that comes from a model is set as text, never as HTML. */
-import { graphPage } from "./graph.js";
 import { clearCache, load } from "./runtime.js";
 import { TextStream, loadText } from "./text.js";
 
@@ -45,7 +44,7 @@ async function main() {
   const { model, files = {}, sequence } = session.manifest;
   document.title = $("model").textContent = model.name;
   if (sequence) textPage(session, await loadText(files));
-  else graphPage(session, showProblem);
+  else (await import("./graph.js")).graphPage(session, showProblem);
   $("loading").hidden = true;
   showFacts(session);
   document.body.dataset.ready = String(Math.round(performance.now() - begun));
@@ -69,9 +68,10 @@ function showFacts(session) {
     $("fact-list").append(element("dt", { textContent: name }), element("dd", {}, value));
   }
   const own = new Set(variants.find(({ name }) => name === session.variant)?.launches.map((launch) => launch?.[0]));
-  shaders.forEach(({ file }, i) => own.has(i) && $("shader").append(new Option(file, String(i))));
+  const names = new Set(shaders.filter((_, i) => own.has(i)).map(({ file }) => file));
+  $("shader").append(...Array.from(names, (file) => new Option(file)));
   const show = async () => {
-    const response = await fetch(`shaders/${shaders[Number($("shader").value)].file}`);
+    const response = await fetch(`shaders/${$("shader").value}`);
     $("wgsl").textContent = await response.text();
   };
   $("shader").addEventListener("change", () => show().catch(showProblem));

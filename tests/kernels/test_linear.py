@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import tint
 from gpu import ALL_TARGETS, GPU_TARGETS
 from linear_cases import (
     FORMS,
@@ -18,7 +19,8 @@ from linear_cases import (
     section,
     words,
 )
-from webgpu_compile.compiler.emit.wgsl import render
+from webgpu_compile.compiler.emit.modules import Unit, commented, merged
+from webgpu_compile.compiler.emit.wgsl import declarations, finished, render
 from webgpu_compile.compiler.lowering import linear as lowering
 from webgpu_compile.compiler.lowering import linear_cpu
 from webgpu_compile.compiler.lowering.linear import (
@@ -265,12 +267,20 @@ def test_chunks_of_several_sizes_share_a_shader(activation: str) -> None:
 
 @pytest.mark.parametrize("rows", [4, 100])
 def test_layers_of_several_sizes_share_a_shader(rows: int) -> None:
+    """One text whose overrides are the sizes, and whether the layer is gated."""
     rng = np.random.default_rng(10)
-    texts = set()
-    for k, n in ((2048, 64), (1088, 128), (4096, 512)):
-        linear = make(rng, "q4", k, n, activation="int8").linear
-        texts.add(render(lowering.gemm(linear, "x", "y", rows, nodes=())[0], PORTABLE))
-    assert len(texts) == 1
+    units = []
+    for k, n, gated in ((2048, 64, False), (1088, 128, True), (4096, 512, False)):
+        linear = make(rng, "q4", k, n, activation="int8", gated=gated).linear
+        epilogue = Gated("silu") if gated else None
+        kernel = lowering.gemm(linear, "x", "y", rows, nodes=(), epilogue=epilogue)[0]
+        units.append(Unit("gemm", declarations(kernel, PORTABLE)))
+    ((module, members),) = merged(units)
+    assert members == (0, 1, 2)
+    assert {each.name for each in module.entries} == {"main"}
+    assert [dict(each.constants).get("GATED") for each in module.entries] == [None, 1, None]
+    pipelines = [(each.name, dict(each.constants)) for each in module.entries]
+    assert tint.check(finished(commented(module.text, {})), pipelines=pipelines) == []
 
 
 def test_segments_write_their_ranges() -> None:

@@ -179,7 +179,7 @@ def forge_shader(folder, old: str, new: str, file="append.wgsl"):
     assert old in source
     path.write_text(source.replace(old, new))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    edit_manifest(folder, lambda m: [s.update(sha256=digest) for s in m["shaders"] if s["file"] == file])
+    edit_manifest(folder, lambda m: m["modules"].update({file: digest}))
 
 
 def test_a_shader_that_does_not_compile_shows_the_line(folder):
@@ -209,10 +209,38 @@ def test_a_shader_that_does_not_fit_its_manifest(folder, old, new):
     assert failure(folder).subject == "shaders/append.wgsl"
 
 
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"constants": {"OTHER": 1}}, "has no override 'OTHER'"),
+        ({"constants": {"HEIGHT": -1}}, "does not compile on this device"),
+        ({"constants": {"HEIGHT": 2**32}}, "does not compile on this device"),
+        ({"entry": "other"}, "does not compile on this device"),
+    ],
+)
+def test_pipelines_that_a_shader_cannot_be(folder, change, problem):
+    forge_shader(folder, "@compute", "override HEIGHT: u32 = 1u;\n// override OTHER: u32;\n@compute")
+    forge_shader(folder, "let value = ", "let height = HEIGHT;\nlet value = ")
+    edit_manifest(folder, lambda m: [s.update(change) for s in m["shaders"] if s["file"] == "append.wgsl"])
+    error = failure(folder)
+    assert error.subject == "shaders/append.wgsl"
+    assert problem in error.problem
+
+
 @pytest.mark.parametrize("text", ["let x = " + "(" * 5000, "let x = 1" + "+1" * 9000, "// \0"])
 def test_a_shader_that_would_crash_the_compiler(folder, text):
     forge_shader(folder, "let value = ", text + ";\nlet value = ")
     assert failure(folder).subject == "append.wgsl"
+
+
+@pytest.mark.parametrize(
+    "text", ["override B = A + 1u;", "const B = A;", "var<workgroup> b: array<u32, A * 2u>;  // b"]
+)
+def test_overrides_that_would_crash_the_compiler(folder, text):
+    forge_shader(folder, "@compute", f"override A: u32 = 1u;\n{text}\n@compute")
+    error = failure(folder)
+    assert error.subject == "append.wgsl"
+    assert "computes with overrides" in error.problem
 
 
 @pytest.mark.parametrize(
@@ -222,12 +250,12 @@ def test_a_shader_that_would_crash_the_compiler(folder, text):
         (b"{}", "was not written by webgpu-compile"),
         (b"[]", "was not written by webgpu-compile"),
         (b'{"name": "a web app"}', "was not written by webgpu-compile"),
-        (b'{"format": "webgpu-compile", "version": 3}', "has schema version 3, newer than 2"),
-        (b'{"format": "webgpu-compile", "version": 1}', "has schema version 1, not 2"),
-        (b'{"format": "webgpu-compile", "version": 2.0}', "breaks the schema"),
-        (b'{"format": "webgpu-compile"}', "has schema version None, not 2"),
+        (b'{"format": "webgpu-compile", "version": 4}', "has schema version 4, newer than 3"),
+        (b'{"format": "webgpu-compile", "version": 1}', "has schema version 1, not 3"),
+        (b'{"format": "webgpu-compile", "version": 3.0}', "breaks the schema"),
+        (b'{"format": "webgpu-compile"}', "has schema version None, not 3"),
         (b'{"format": "webgpu-compile", "format": "webgpu-compile"}', "has the key 'format' twice"),
-        (b'{"format": "webgpu-compile", "version": 2}', "breaks the schema: Object missing required field"),
+        (b'{"format": "webgpu-compile", "version": 3}', "breaks the schema: Object missing required field"),
         (b'{"format": NaN}', "is damaged or cut short"),
         (b'{"format": "\xff"}', "is damaged or cut short"),
         (b"[" * 100_000, "is damaged or cut short"),
@@ -286,9 +314,14 @@ LIES = {
     "absolute": (lambda m: m["shaders"][0].update(file="/etc/passwd"), "regex"),
     "same buffer names": (lambda m: m["buffers"][1].update(name="tokens"), "two buffers have the same name"),
     "same shader": (
-        lambda m: m["shaders"][0].update(file=m["shaders"][1]["file"].upper()),
-        "two shaders have the same name",
+        lambda m: m["modules"].update({m["shaders"][1]["file"].upper(): "0" * 64}),
+        "two shader files have the same name",
     ),
+    "no hash": (lambda m: m["modules"].pop(m["shaders"][0]["file"]), "has no hash"),
+    "entry": (lambda m: m["shaders"][0].update(entry="main()"), "breaks the schema"),
+    "constant": (lambda m: m["shaders"][0].update(constants={"a b": 1}), "breaks the schema"),
+    "constant number": (lambda m: m["shaders"][0].update(constants={"A": 1e39}), "breaks the schema"),
+    "constant kind": (lambda m: m["shaders"][0].update(constants={"A": "1"}), "breaks the schema"),
     "odd buffer": (lambda m: buffer(m, "cache").update(nbytes=641), "is not a multiple of 4"),
     "shard size": (lambda m: m["shards"][0].update(nbytes=10**12), "differ in size"),
     "no hashes": (lambda m: m["shards"][0]["blocks"].pop(), "too many or too few hashes"),
@@ -440,7 +473,7 @@ def test_a_binding_smaller_than_the_shader_needs_fails_at_load(folder):
 
 DETAILS = {
     "format": (lambda d: d.update(format="x"), "breaks the schema"),
-    "version": (lambda d: d.update(version=1), "has schema version 1, not 2"),
+    "version": (lambda d: d.update(version=1), "has schema version 1, not 3"),
     "program": (lambda d: d["programs"].pop("decode"), "lacks the program 'decode'"),
     "steps": (lambda d: d["programs"]["decode"]["steps"].pop(), "does not fit the program 'decode'"),
     "lifetime": (

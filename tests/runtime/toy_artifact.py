@@ -61,6 +61,7 @@ class Writer:
         (folder / "weights").mkdir()
         self.buffers: list[dict[str, Any]] = []
         self.shards: list[dict[str, Any]] = []
+        self.modules: dict[str, str] = {}
         self.shaders: list[dict[str, Any]] = []
         self.by_file: dict[str, int] = {}
 
@@ -73,9 +74,8 @@ class Writer:
         if file in self.by_file:
             return self.by_file[file]
         (self.folder / "shaders" / file).write_text(source)
-        digest = hashlib.sha256(source.encode()).hexdigest()
-        entry = {"file": file, "sha256": digest, "workgroup": [1, 1, 1], "access": access, **more}
-        self.shaders.append(entry)
+        self.modules[file] = hashlib.sha256(source.encode()).hexdigest()
+        self.shaders.append({"file": file, "workgroup": [1, 1, 1], "access": access, **more})
         self.by_file[file] = len(self.shaders) - 1
         return self.by_file[file]
 
@@ -141,6 +141,7 @@ class Writer:
             "model": model,
             "buffers": self.buffers,
             "shards": self.shards,
+            "modules": self.modules,
             "shaders": self.shaders,
             "kernels": [name for name, _ in kernels],
             "ranges": ranges,

@@ -129,7 +129,7 @@ test("refuses what cannot be used, in a sentence", async () => {
 
 const damage = [
   ["another format", (m) => (m.format = "onnx"), /was not written by webgpu-compile/],
-  ["a newer schema", (m) => (m.version = 3), /has schema version 3, and this runtime reads 2/],
+  ["a newer schema", (m) => (m.version = 4), /has schema version 4, and this runtime reads 3/],
   ["a wrong type", (m) => (m.buffers[0].nbytes = "4"), /breaks the schema: buffers.0.nbytes is no whole number/],
   ["a size that is no size", (m) => (m.buffers[0].nbytes = -4), /breaks the schema: buffers.0.nbytes is no whole number/],
   ["a missing field", (m) => delete m.model.name, /model lacks name/],

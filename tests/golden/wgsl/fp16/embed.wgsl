@@ -1,5 +1,3 @@
-// ONNX nodes:
-//   /model/embed_tokens/Gather
 // y[i] = table[ids[i]], one workgroup per id.
 
 const N_ROWS = 271i;
@@ -17,6 +15,8 @@ fn element0(i: u32) -> f32 {
   return unpack2x16float(table0[i >> 1u])[i & 1u];
 }
 
+// ONNX nodes:
+//   /model/embed_tokens/Gather
 @compute @workgroup_size(256, 1, 1)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
         @builtin(local_invocation_index) thread: u32) {

@@ -1,6 +1,3 @@
-// ONNX nodes:
-//   /model/layers.0/attn/qkv_proj/MatMul
-//   /model/layers.0/attn/qkv_proj/Add
 struct Sequence {
   past_length: u32, length: u32,
 }
@@ -19,7 +16,7 @@ fn bias(row: u32) -> f32 {
   return unpack2x16float(params[0u + (row >> 1u)] >> (16u * (row & 1u))).x;
 }
 
-const N = 128u;  // outputs
+override N: u32 = 128u;  // outputs
 
 // The rows of W behind the `quad`-th four columns; the last ones repeat instead of running past the end.
 fn weight_rows(quad: u32) -> vec4<u32> {
@@ -29,7 +26,7 @@ fn weight_rows(quad: u32) -> vec4<u32> {
 // A workgroup computes 16 rows of y by 64 rows of W, a thread 4 by 4.
 // Along K it goes in steps of 32.
 const THREADS = 64u;
-const STEPS = 2u;
+override STEPS: u32 = 2u;
 const X_QUADS = 4u;  // fours of rows of x in a tile
 const W_QUADS = 16u;  // fours of rows of W in a tile
 
@@ -38,7 +35,7 @@ var<workgroup> w_tile: array<vec4<f32>, 512>;  // [k][four rows of W]
 
 @group(0) @binding(2) var<storage, read> weights: array<vec2<u32>>;
 
-const ROW_QUADS = 16u;  // of four weights
+override ROW_QUADS: u32 = 16u;  // of four weights
 
 // Four weights of a row, k = 32 * step + 4 * part and on.
 fn weights_at(row: u32, step: u32, part: u32) -> vec4<f32> {
@@ -64,8 +61,11 @@ fn store(row: u32, column: u32, total: vec4<f32>) {
   y[at + 3u] = v.w;
 }
 
+// ONNX nodes:
+//   /model/layers.0/attn/qkv_proj/MatMul
+//   /model/layers.0/attn/qkv_proj/Add
 @compute @workgroup_size(64, 1, 1)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+fn gemm_f16(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
   let first_row = group.y * 16u;
   if (first_row >= sequence.length) {
     return;  // no token in these rows
@@ -128,5 +128,249 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
   }
   if (row + 3u < sequence.length) {
     store(row + 3u, column, sum3);
+  }
+}
+
+@group(0) @binding(3) var<storage, read_write> y_2: array<f32>;
+
+fn store_2(row: u32, column: u32, total: vec4<f32>) {
+  let at = row * 64u + column;
+  y_2[at] = total.x;
+  y_2[at + 1u] = total.y;
+  y_2[at + 2u] = total.z;
+  y_2[at + 3u] = total.w;
+}
+
+// ONNX nodes:
+//   /model/layers.0/attn/o_proj/MatMul
+@compute @workgroup_size(64, 1, 1)
+fn gemm_f16_2(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+  let first_row = group.y * 16u;
+  if (first_row >= sequence.length) {
+    return;  // no token in these rows
+  }
+  let w_quad = thread % W_QUADS;
+  let x_quad = thread / W_QUADS * 1u;
+  var sum0 = vec4<f32>();
+  var sum1 = vec4<f32>();
+  var sum2 = vec4<f32>();
+  var sum3 = vec4<f32>();
+  for (var step = 0u; step < STEPS; step++) {
+    for (var item = thread; item < X_QUADS * 8u; item += THREADS) {
+      let quad = item / 8u;
+      let part = item % 8u;
+      let rows = min(first_row + 4u * quad + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(sequence.length - 1u));
+      let a = activation(rows.x, 8u * step + part);
+      let b = activation(rows.y, 8u * step + part);
+      let c = activation(rows.z, 8u * step + part);
+      let d = activation(rows.w, 8u * step + part);
+      let to = 4u * part * X_QUADS + quad;
+      x_tile[to] = vec4<f32>(a.x, b.x, c.x, d.x);
+      x_tile[to + X_QUADS] = vec4<f32>(a.y, b.y, c.y, d.y);
+      x_tile[to + 2u * X_QUADS] = vec4<f32>(a.z, b.z, c.z, d.z);
+      x_tile[to + 3u * X_QUADS] = vec4<f32>(a.w, b.w, c.w, d.w);
+    }
+    for (var item = thread; item < W_QUADS * 8u; item += THREADS) {
+      let quad = item / 8u;
+      let part = item % 8u;
+      let rows = weight_rows(group.x * W_QUADS + quad);
+      let a = weights_at(rows.x, step, part);
+      let b = weights_at(rows.y, step, part);
+      let c = weights_at(rows.z, step, part);
+      let d = weights_at(rows.w, step, part);
+      w_tile[weight_k(part, 0u) * W_QUADS + quad] = vec4<f32>(a.x, b.x, c.x, d.x);
+      w_tile[weight_k(part, 1u) * W_QUADS + quad] = vec4<f32>(a.y, b.y, c.y, d.y);
+      w_tile[weight_k(part, 2u) * W_QUADS + quad] = vec4<f32>(a.z, b.z, c.z, d.z);
+      w_tile[weight_k(part, 3u) * W_QUADS + quad] = vec4<f32>(a.w, b.w, c.w, d.w);
+    }
+    workgroupBarrier();
+    for (var k = 0u; k < 32u; k++) {
+      let w = w_tile[k * W_QUADS + w_quad];
+      let x0 = x_tile[k * X_QUADS + x_quad];
+      sum0 += x0.x * w;
+      sum1 += x0.y * w;
+      sum2 += x0.z * w;
+      sum3 += x0.w * w;
+    }
+    workgroupBarrier();
+  }
+  let row = first_row + 4u * x_quad;
+  let column = 4u * (group.x * W_QUADS + w_quad);
+  if (row + 0u < sequence.length) {
+    store_2(row + 0u, column, sum0);
+  }
+  if (row + 1u < sequence.length) {
+    store_2(row + 1u, column, sum1);
+  }
+  if (row + 2u < sequence.length) {
+    store_2(row + 2u, column, sum2);
+  }
+  if (row + 3u < sequence.length) {
+    store_2(row + 3u, column, sum3);
+  }
+}
+
+// The rows of W behind the `quad`-th four columns; the last ones repeat instead of running past the end.
+fn weight_rows_gated(quad: u32) -> vec4<u32> {
+  let outputs = min(2u * quad + vec2<u32>(0u, 1u), vec2<u32>(N - 1u));
+  return vec4<u32>(outputs, outputs + vec2<u32>(N));  // two of the gate, two of the up projection
+}
+
+fn gate(v: f32) -> f32 {
+  return v / (1.0 + exp(min(-v, 80.0)));  // exp must not reach infinity
+}
+
+// Two gates, then the two of the up projection.
+fn store_gated(row: u32, column: u32, total: vec4<f32>) {
+  let first = column / 2u;
+  let at = row * 96u + first;
+  y_2[at] = gate(total.x) * total.z;
+  y_2[at + 1u] = gate(total.y) * total.w;
+}
+
+// ONNX nodes:
+//   /model/layers.0/mlp/gate_proj/MatMul
+//   /model/layers.0/mlp/up_proj/MatMul
+//   /model/layers.0/mlp/act_fn/Sigmoid
+//   /model/layers.0/mlp/act_fn/Mul
+//   /model/layers.0/mlp/Mul
+@compute @workgroup_size(64, 1, 1)
+fn gemm_f16_gated(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+  let first_row = group.y * 16u;
+  if (first_row >= sequence.length) {
+    return;  // no token in these rows
+  }
+  let w_quad = thread % W_QUADS;
+  let x_quad = thread / W_QUADS * 1u;
+  var sum0 = vec4<f32>();
+  var sum1 = vec4<f32>();
+  var sum2 = vec4<f32>();
+  var sum3 = vec4<f32>();
+  for (var step = 0u; step < STEPS; step++) {
+    for (var item = thread; item < X_QUADS * 8u; item += THREADS) {
+      let quad = item / 8u;
+      let part = item % 8u;
+      let rows = min(first_row + 4u * quad + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(sequence.length - 1u));
+      let a = activation(rows.x, 8u * step + part);
+      let b = activation(rows.y, 8u * step + part);
+      let c = activation(rows.z, 8u * step + part);
+      let d = activation(rows.w, 8u * step + part);
+      let to = 4u * part * X_QUADS + quad;
+      x_tile[to] = vec4<f32>(a.x, b.x, c.x, d.x);
+      x_tile[to + X_QUADS] = vec4<f32>(a.y, b.y, c.y, d.y);
+      x_tile[to + 2u * X_QUADS] = vec4<f32>(a.z, b.z, c.z, d.z);
+      x_tile[to + 3u * X_QUADS] = vec4<f32>(a.w, b.w, c.w, d.w);
+    }
+    for (var item = thread; item < W_QUADS * 8u; item += THREADS) {
+      let quad = item / 8u;
+      let part = item % 8u;
+      let rows = weight_rows_gated(group.x * W_QUADS + quad);
+      let a = weights_at(rows.x, step, part);
+      let b = weights_at(rows.y, step, part);
+      let c = weights_at(rows.z, step, part);
+      let d = weights_at(rows.w, step, part);
+      w_tile[weight_k(part, 0u) * W_QUADS + quad] = vec4<f32>(a.x, b.x, c.x, d.x);
+      w_tile[weight_k(part, 1u) * W_QUADS + quad] = vec4<f32>(a.y, b.y, c.y, d.y);
+      w_tile[weight_k(part, 2u) * W_QUADS + quad] = vec4<f32>(a.z, b.z, c.z, d.z);
+      w_tile[weight_k(part, 3u) * W_QUADS + quad] = vec4<f32>(a.w, b.w, c.w, d.w);
+    }
+    workgroupBarrier();
+    for (var k = 0u; k < 32u; k++) {
+      let w = w_tile[k * W_QUADS + w_quad];
+      let x0 = x_tile[k * X_QUADS + x_quad];
+      sum0 += x0.x * w;
+      sum1 += x0.y * w;
+      sum2 += x0.z * w;
+      sum3 += x0.w * w;
+    }
+    workgroupBarrier();
+  }
+  let row = first_row + 4u * x_quad;
+  let column = 4u * (group.x * W_QUADS + w_quad);
+  if (row + 0u < sequence.length) {
+    store_gated(row + 0u, column, sum0);
+  }
+  if (row + 1u < sequence.length) {
+    store_gated(row + 1u, column, sum1);
+  }
+  if (row + 2u < sequence.length) {
+    store_gated(row + 2u, column, sum2);
+  }
+  if (row + 3u < sequence.length) {
+    store_gated(row + 3u, column, sum3);
+  }
+}
+
+// Four activations of a row, from 4 * quad on.
+fn activation_3(row: u32, quad: u32) -> vec4<f32> {
+  return x[row * 24u + quad];
+}
+
+// ONNX nodes:
+//   /model/layers.0/mlp/down_proj/MatMul
+@compute @workgroup_size(64, 1, 1)
+fn gemm_f16_3(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+  let first_row = group.y * 16u;
+  if (first_row >= sequence.length) {
+    return;  // no token in these rows
+  }
+  let w_quad = thread % W_QUADS;
+  let x_quad = thread / W_QUADS * 1u;
+  var sum0 = vec4<f32>();
+  var sum1 = vec4<f32>();
+  var sum2 = vec4<f32>();
+  var sum3 = vec4<f32>();
+  for (var step = 0u; step < STEPS; step++) {
+    for (var item = thread; item < X_QUADS * 8u; item += THREADS) {
+      let quad = item / 8u;
+      let part = item % 8u;
+      let rows = min(first_row + 4u * quad + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(sequence.length - 1u));
+      let a = activation_3(rows.x, 8u * step + part);
+      let b = activation_3(rows.y, 8u * step + part);
+      let c = activation_3(rows.z, 8u * step + part);
+      let d = activation_3(rows.w, 8u * step + part);
+      let to = 4u * part * X_QUADS + quad;
+      x_tile[to] = vec4<f32>(a.x, b.x, c.x, d.x);
+      x_tile[to + X_QUADS] = vec4<f32>(a.y, b.y, c.y, d.y);
+      x_tile[to + 2u * X_QUADS] = vec4<f32>(a.z, b.z, c.z, d.z);
+      x_tile[to + 3u * X_QUADS] = vec4<f32>(a.w, b.w, c.w, d.w);
+    }
+    for (var item = thread; item < W_QUADS * 8u; item += THREADS) {
+      let quad = item / 8u;
+      let part = item % 8u;
+      let rows = weight_rows(group.x * W_QUADS + quad);
+      let a = weights_at(rows.x, step, part);
+      let b = weights_at(rows.y, step, part);
+      let c = weights_at(rows.z, step, part);
+      let d = weights_at(rows.w, step, part);
+      w_tile[weight_k(part, 0u) * W_QUADS + quad] = vec4<f32>(a.x, b.x, c.x, d.x);
+      w_tile[weight_k(part, 1u) * W_QUADS + quad] = vec4<f32>(a.y, b.y, c.y, d.y);
+      w_tile[weight_k(part, 2u) * W_QUADS + quad] = vec4<f32>(a.z, b.z, c.z, d.z);
+      w_tile[weight_k(part, 3u) * W_QUADS + quad] = vec4<f32>(a.w, b.w, c.w, d.w);
+    }
+    workgroupBarrier();
+    for (var k = 0u; k < 32u; k++) {
+      let w = w_tile[k * W_QUADS + w_quad];
+      let x0 = x_tile[k * X_QUADS + x_quad];
+      sum0 += x0.x * w;
+      sum1 += x0.y * w;
+      sum2 += x0.z * w;
+      sum3 += x0.w * w;
+    }
+    workgroupBarrier();
+  }
+  let row = first_row + 4u * x_quad;
+  let column = 4u * (group.x * W_QUADS + w_quad);
+  if (row + 0u < sequence.length) {
+    store_2(row + 0u, column, sum0);
+  }
+  if (row + 1u < sequence.length) {
+    store_2(row + 1u, column, sum1);
+  }
+  if (row + 2u < sequence.length) {
+    store_2(row + 2u, column, sum2);
+  }
+  if (row + 3u < sequence.length) {
+    store_2(row + 3u, column, sum3);
   }
 }

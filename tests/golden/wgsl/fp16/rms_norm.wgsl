@@ -1,9 +1,9 @@
-// ONNX nodes:
-//   /model/layers.0/input_layernorm/LayerNorm
 // y = x / sqrt(mean of squares + epsilon) * weight: one workgroup per row.
 
+const N = 64u;  // values of a row
 const SIZE = 16u;  // vec4 elements of a row
 const THREADS = 32u;
+const EPSILON = 9.999999747378752e-06;
 
 @group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read> weight: array<vec2<u32>>;
@@ -37,8 +37,18 @@ fn workgroup_sum(value: f32, thread: u32) -> f32 {
 
 var<workgroup> factor: f32;
 
+fn set_factor(squares: f32, thread: u32) {
+  let total = workgroup_sum(squares, thread);
+  if (thread == 0u) {
+    factor = inverseSqrt(total / f32(N) + EPSILON);
+  }
+  workgroupBarrier();
+}
+
+// ONNX nodes:
+//   /model/layers.0/input_layernorm/LayerNorm
 @compute @workgroup_size(32, 1, 1)
-fn main(
+fn rms_norm(
   @builtin(workgroup_id) group: vec3<u32>,
   @builtin(num_workgroups) groups: vec3<u32>,
   @builtin(local_invocation_index) thread: u32,
@@ -51,13 +61,66 @@ fn main(
     let v0 = value(row, i);
     squares += dot(v0, v0);
   }
-  let total = workgroup_sum(squares, thread);
-  if (thread == 0u) {
-    factor = inverseSqrt(total / 64.0 + 9.999999747378752e-06);
-  }
-  workgroupBarrier();
+  set_factor(squares, thread);
 
   for (var i = thread; i < SIZE; i += THREADS) {
     y[row * SIZE + i] = value(row, i) * factor * load_weight(i);
+  }
+}
+
+// y = (x + skip) / sqrt(mean of squares + epsilon) * weight: one workgroup per row.
+
+@group(0) @binding(3) var<storage, read> skip: array<vec4<f32>>;
+@group(0) @binding(4) var<storage, read_write> sum_out: array<vec4<f32>>;
+
+fn value_skip(row: u32, i: u32) -> vec4<f32> {
+  let at = row * SIZE + i;
+  return x[at] + skip[at];
+}
+
+// ONNX nodes:
+//   /model/layers.0/post_attention_layernorm/SkipLayerNorm
+@compute @workgroup_size(32, 1, 1)
+fn skip_rms_norm(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(num_workgroups) groups: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  let row = group.y * groups.x + group.x;
+  if (row >= arrayLength(&x) / SIZE) { return; }
+
+  var squares = 0.0;
+  for (var i = thread; i < SIZE; i += THREADS) {
+    let v0 = value_skip(row, i);
+    sum_out[row * SIZE + i] = v0;
+    squares += dot(v0, v0);
+  }
+  set_factor(squares, thread);
+
+  for (var i = thread; i < SIZE; i += THREADS) {
+    y[row * SIZE + i] = value_skip(row, i) * factor * load_weight(i);
+  }
+}
+
+// ONNX nodes:
+//   /model/layers.1/final_norm_layernorm/SkipLayerNorm
+@compute @workgroup_size(32, 1, 1)
+fn skip_rms_norm_2(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(num_workgroups) groups: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  let row = group.y * groups.x + group.x;
+  if (row >= arrayLength(&x) / SIZE) { return; }
+
+  var squares = 0.0;
+  for (var i = thread; i < SIZE; i += THREADS) {
+    let v0 = value_skip(row, i);
+    squares += dot(v0, v0);
+  }
+  set_factor(squares, thread);
+
+  for (var i = thread; i < SIZE; i += THREADS) {
+    y[row * SIZE + i] = value_skip(row, i) * factor * load_weight(i);
   }
 }

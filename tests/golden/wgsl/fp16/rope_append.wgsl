@@ -1,5 +1,3 @@
-// ONNX nodes:
-//   /model/layers.0/attn/GroupQueryAttention
 struct Sequence {
   past_length: u32, length: u32,
 }
@@ -62,6 +60,8 @@ fn put(row: u32, head: u32, i: u32, pair: vec2<f32>) {
   }
 }
 
+// ONNX nodes:
+//   /model/layers.0/attn/GroupQueryAttention
 @compute @workgroup_size(64, 1, 1)
 fn main(@builtin(global_invocation_id) id: vec3<u32>) {
   let row = id.y;

@@ -1,5 +1,3 @@
-// ONNX nodes:
-//   /model/embed_tokens/GatherBlockQuantized
 // y[i] = table[ids[i]], one workgroup per id.
 
 const N_ROWS = 271i;
@@ -27,6 +25,8 @@ fn code(byte_at: u32, word: u32, odd: u32) -> f32 {
   return f32((word >> (8u * (byte_at & 3u) + 4u * odd)) & 15u);
 }
 
+// ONNX nodes:
+//   /model/embed_tokens/GatherBlockQuantized
 @compute @workgroup_size(256, 1, 1)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
         @builtin(local_invocation_index) thread: u32) {

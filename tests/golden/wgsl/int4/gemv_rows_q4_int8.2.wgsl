@@ -1,7 +1,3 @@
-// ONNX nodes:
-//   /model/layers.0/mlp/down_proj/MatMul_Q4
-enable f16;
-
 struct Sequence {
   past_length: u32, length: u32,
 }
@@ -10,29 +6,42 @@ struct Sequence {
 // Rows of int8 values, four to a word, even and odd ones of every eight apart; then f32 scales.
 @group(0) @binding(1) var<storage, read> x: array<vec4<u32>>;
 
-const X_STRIDE = 7u;  // vectors per row
-const X_SCALES = 6u;  // where a row's scales begin
-
 fn x_scale(row: u32, chunk: u32) -> f32 {
   return bitcast<f32>(x[row * X_STRIDE + X_SCALES + (chunk >> 2u)][chunk & 3u]);
 }
 
-@group(0) @binding(3) var<storage, read> params: array<f16>;
+@group(0) @binding(3) var<storage, read> params: array<u32>;
 
-const BLOCKS = 3u;  // of 32 weights, per row
 const CHUNKS_PER_BLOCK = 1u;
 
 // The scale of a block.
 fn scale(row: u32, block: u32) -> f32 {
   let i = row * BLOCKS + block;
-  return f32(params[i]);
+  return unpack2x16float(params[i >> 1u] >> (16u * (i & 1u))).x;
 }
 
-const CHUNKS = 3u;  // of 32 values along K, with one scale of x
+// How large the layer is follows from the grid and from the size of the weights: a pipeline is for layers of all sizes.
+var<private> N: u32;  // outputs
+var<private> CHUNKS: u32;  // of 32 values along K, with one scale of x
+var<private> BLOCKS: u32;  // of 32 weights, per row
+var<private> X_SCALES: u32;  // where a row's scales begin
+var<private> X_STRIDE: u32;  // vectors per row
+override TILE_OUTPUTS: u32 = 32u;
 
-// The rows of W behind the `quad`-th four columns.
+fn set_shape(n_tiles: u32, n_chunks: u32) {
+  N = n_tiles * TILE_OUTPUTS;
+  CHUNKS = n_chunks;
+  BLOCKS = n_chunks;
+  X_SCALES = n_chunks * 2u;
+  X_STRIDE = X_SCALES + (n_chunks + 3u) / 4u;
+}
+
+override GATED: u32 = 0u;  // 1: gate and up projection; 0: one layer
+
+// The rows of W behind the `quad`-th four columns; if gated two of the gate, two of the up projection.
 fn weight_rows(quad: u32) -> vec4<u32> {
-  return 4u * quad + vec4<u32>(0u, 1u, 2u, 3u);
+  let gates = 2u * quad + vec2<u32>(0u, 1u);
+  return select(4u * quad + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(gates, gates + vec2<u32>(N)), GATED == 1u);
 }
 
 // Sums of int8 products begin at the bits of 1.5 * 2^23: an f32 of that size has steps of 1, so the sum's bits
@@ -57,7 +66,7 @@ fn dots(x: u32, w: vec4<u32>) -> vec4<i32> {
 }
 
 // A thread holds four rows of W, of one part of K (2 chunks), and multiplies all rows of x with them. A
-// workgroup takes 32 rows of W and 16 parts. A part's sum, and then the sum over the parts, is
+// workgroup takes QUADS fours of rows of W and PARTS parts at a time. A part's sum, and then the sum over the parts, is
 // taken in the order of K, as in the GEMM: both give the same bits.
 const QUADS = 8u;  // fours of rows of W
 const PARTS = 16u;
@@ -66,7 +75,10 @@ const STRIDE = 136u;  // of a row's sums: rows start in different memory banks
 
 @group(0) @binding(2) var<storage, read> weights: array<vec4<u32>>;
 
-var<workgroup> sums: array<vec4<f32>, 544>;  // [row of x][part][four rows of W]
+const SUMS = 544u;
+var<workgroup> sums: array<vec4<f32>, SUMS>;  // [row of x][part][four rows of W]
+const TOTALS = 128u;
+var<workgroup> totals: array<vec4<f32>, TOTALS>;  // [row of x][four rows of W]
 
 // A chunk of four rows of W as int8, in the order of the words of x.
 struct Chunk {
@@ -86,10 +98,10 @@ fn load_chunk(rows: vec4<u32>, i: u32) -> Chunk {
   let index = min(i, CHUNKS - 1u);
   let block = index / CHUNKS_PER_BLOCK;
   let four = vec4<u32>(4u);
-  let a = weights[rows.x * 3u + index];
-  let b = weights[rows.y * 3u + index];
-  let c = weights[rows.z * 3u + index];
-  let d = weights[rows.w * 3u + index];
+  let a = weights[rows.x * CHUNKS + index];
+  let b = weights[rows.y * CHUNKS + index];
+  let c = weights[rows.z * CHUNKS + index];
+  let d = weights[rows.w * CHUNKS + index];
   let words_x = vec4<u32>(a.x, b.x, c.x, d.x);
   let words_y = vec4<u32>(a.y, b.y, c.y, d.y);
   let words_z = vec4<u32>(a.z, b.z, c.z, d.z);
@@ -124,7 +136,144 @@ fn part_sum(row: u32, w0: Chunk, w1: Chunk) -> vec4<f32> {
 
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;
 
+fn gate(v: f32) -> f32 {
+  return v / (1.0 + exp(min(-v, 80.0)));  // exp must not reach infinity
+}
+
 fn store(row: u32, column: u32, total: vec4<f32>) {
+  if (GATED == 1u) {
+    let at = row * N + column / 2u;
+    y[at] = gate(total.x) * total.z;
+    y[at + 1u] = gate(total.y) * total.w;
+  } else {
+    let at = row * N + column;
+    y[at] = total.x;
+    y[at + 1u] = total.y;
+    y[at + 2u] = total.z;
+    y[at + 3u] = total.w;
+  }
+}
+
+// ONNX nodes:
+//   /model/layers.0/attn/qkv_proj/MatMul_Q4
+//   /model/layers.0/attn/o_proj/MatMul_Q4
+//   /model/layers.0/mlp/gate_proj/MatMul_Q4
+//   /model/layers.0/mlp/up_proj/MatMul_Q4
+//   /model/layers.0/mlp/act_fn/Sigmoid
+//   /model/layers.0/mlp/act_fn/Mul
+//   /model/layers.0/mlp/Mul
+@compute @workgroup_size(128, 1, 1)
+fn gemv_rows_q4_int8(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(num_workgroups) groups: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  let n_parts = arrayLength(&weights) / (groups.x * 8u * QUADS);
+  set_shape(groups.x, n_parts * 2u);
+  let first_quad = group.x * QUADS;
+  let quad = thread % QUADS;
+  let rows = weight_rows(first_quad + quad);
+  let n_rows = sequence.length;
+  for (var first_part = 0u; first_part < n_parts; first_part += PARTS) {
+    let chunk = 2u * (first_part + thread / QUADS);
+    let w0 = load_chunk(rows, chunk);
+    let w1 = load_chunk(rows, chunk + 1u);
+    for (var first_row = 0u; first_row < n_rows; first_row += BATCH) {
+      sums[thread] = part_sum(first_row, w0, w1);
+      sums[thread + STRIDE] = part_sum(min(first_row + 1u, n_rows - 1u), w0, w1);
+      sums[thread + 2u * STRIDE] = part_sum(min(first_row + 2u, n_rows - 1u), w0, w1);
+      sums[thread + 3u * STRIDE] = part_sum(min(first_row + 3u, n_rows - 1u), w0, w1);
+      workgroupBarrier();
+      let row = first_row + thread / QUADS;
+      if (thread < BATCH * QUADS && row < n_rows) {
+        var total = vec4<f32>();
+        if (first_part > 0u) {
+          total = totals[row * QUADS + quad];
+        }
+        let from_part = thread / QUADS * STRIDE + quad;
+        for (var part = 0u; part < PARTS; part += 8u) {
+          let from_sum = from_part + part * QUADS;
+          total = total + sums[from_sum] + sums[from_sum + QUADS] + sums[from_sum + 2u * QUADS]
+            + sums[from_sum + 3u * QUADS] + sums[from_sum + 4u * QUADS] + sums[from_sum + 5u * QUADS]
+            + sums[from_sum + 6u * QUADS] + sums[from_sum + 7u * QUADS];
+        }
+        totals[row * QUADS + quad] = total;
+        if (first_part + PARTS >= n_parts) {
+          store(row, 4u * (first_quad + quad), total);
+        }
+      }
+      workgroupBarrier();
+    }
+  }
+}
+
+const X_STRIDE_2 = 7u;  // vectors per row
+const X_SCALES_2 = 6u;  // where a row's scales begin
+
+fn x_scale_2(row: u32, chunk: u32) -> f32 {
+  return bitcast<f32>(x[row * X_STRIDE_2 + X_SCALES_2 + (chunk >> 2u)][chunk & 3u]);
+}
+
+const BLOCKS_2 = 3u;  // of 32 weights, per row
+
+// The scale of a block.
+fn scale_2(row: u32, block: u32) -> f32 {
+  let i = row * BLOCKS_2 + block;
+  return unpack2x16float(params[i >> 1u] >> (16u * (i & 1u))).x;
+}
+
+const CHUNKS_2 = 3u;  // of 32 values along K, with one scale_2 of x
+
+// The rows of W behind the `quad`-th four columns.
+fn weight_rows_2(quad: u32) -> vec4<u32> {
+  return 4u * quad + vec4<u32>(0u, 1u, 2u, 3u);
+}
+
+fn scales_of_2(rows: vec4<u32>, block: u32) -> vec4<f32> {
+  return vec4<f32>(scale_2(rows.x, block), scale_2(rows.y, block), scale_2(rows.z, block), scale_2(rows.w, block));
+}
+
+fn load_chunk_2(rows: vec4<u32>, i: u32) -> Chunk {
+  let index = min(i, CHUNKS_2 - 1u);
+  let block = index / CHUNKS_PER_BLOCK;
+  let four = vec4<u32>(4u);
+  let a = weights[rows.x * 3u + index];
+  let b = weights[rows.y * 3u + index];
+  let c = weights[rows.z * 3u + index];
+  let d = weights[rows.w * 3u + index];
+  let words_x = vec4<u32>(a.x, b.x, c.x, d.x);
+  let words_y = vec4<u32>(a.y, b.y, c.y, d.y);
+  let words_z = vec4<u32>(a.z, b.z, c.z, d.z);
+  let words_w = vec4<u32>(a.w, b.w, c.w, d.w);
+  return Chunk(
+    index,
+    centered_rows(words_x, ZEROS), centered_rows(words_x >> four, ZEROS),
+    centered_rows(words_y, ZEROS), centered_rows(words_y >> four, ZEROS),
+    centered_rows(words_z, ZEROS), centered_rows(words_z >> four, ZEROS),
+    centered_rows(words_w, ZEROS), centered_rows(words_w >> four, ZEROS),
+    select(vec4<f32>(), scales_of_2(rows, block), i < CHUNKS_2));  // nothing behind the end of K
+}
+
+// A chunk of a row of x times those of W, and the product of their scales.
+fn products_2(row: u32, w: Chunk) -> vec4<f32> {
+  let at = row * X_STRIDE_2 + 2u * w.index;
+  var sum = vec4<i32>(SUM_START);
+  let x0 = x[at];
+  sum += dots(x0.x, w.words0) + dots(x0.y, w.words1) + dots(x0.z, w.words2) + dots(x0.w, w.words3);
+  let x1 = x[at + 1u];
+  sum += dots(x1.x, w.words4) + dots(x1.y, w.words5) + dots(x1.z, w.words6) + dots(x1.w, w.words7);
+  return bitcast<vec4<f32>>(sum) - SUM_OFFSET;
+}
+
+// The sum of a part: a row of x times four rows of W.
+fn part_sum_2(row: u32, w0: Chunk, w1: Chunk) -> vec4<f32> {
+  var sum = vec4<f32>();
+  sum = fma(x_scale_2(row, w0.index) * w0.scales, products_2(row, w0), sum);
+  sum = fma(x_scale_2(row, w1.index) * w1.scales, products_2(row, w1), sum);
+  return sum;
+}
+
+fn store_2(row: u32, column: u32, total: vec4<f32>) {
   let at = row * 64u + column;
   y[at] = total.x;
   y[at + 1u] = total.y;
@@ -132,23 +281,25 @@ fn store(row: u32, column: u32, total: vec4<f32>) {
   y[at + 3u] = total.w;
 }
 
+// ONNX nodes:
+//   /model/layers.0/mlp/down_proj/MatMul_Q4
 @compute @workgroup_size(128, 1, 1)
-fn main(
+fn gemv_rows_q4_int8_2(
   @builtin(workgroup_id) group: vec3<u32>,
   @builtin(local_invocation_index) thread: u32,
 ) {
   let first_quad = group.x * QUADS;
   let quad = thread % QUADS;
-  let rows = weight_rows(first_quad + quad);
+  let rows = weight_rows_2(first_quad + quad);
   let n_rows = sequence.length;
   let chunk = 2u * (thread / QUADS);
-  let w0 = load_chunk(rows, chunk);
-  let w1 = load_chunk(rows, chunk + 1u);
+  let w0 = load_chunk_2(rows, chunk);
+  let w1 = load_chunk_2(rows, chunk + 1u);
   for (var first_row = 0u; first_row < n_rows; first_row += BATCH) {
-    sums[thread] = part_sum(first_row, w0, w1);
-    sums[thread + STRIDE] = part_sum(min(first_row + 1u, n_rows - 1u), w0, w1);
-    sums[thread + 2u * STRIDE] = part_sum(min(first_row + 2u, n_rows - 1u), w0, w1);
-    sums[thread + 3u * STRIDE] = part_sum(min(first_row + 3u, n_rows - 1u), w0, w1);
+    sums[thread] = part_sum_2(first_row, w0, w1);
+    sums[thread + STRIDE] = part_sum_2(min(first_row + 1u, n_rows - 1u), w0, w1);
+    sums[thread + 2u * STRIDE] = part_sum_2(min(first_row + 2u, n_rows - 1u), w0, w1);
+    sums[thread + 3u * STRIDE] = part_sum_2(min(first_row + 3u, n_rows - 1u), w0, w1);
     workgroupBarrier();
     let row = first_row + thread / QUADS;
     if (thread < BATCH * QUADS && row < n_rows) {
@@ -156,10 +307,130 @@ fn main(
       let from_part = thread / QUADS * STRIDE + quad;
       for (var part = 0u; part < PARTS; part += 8u) {
         let from_sum = from_part + part * QUADS;
-        total = total + sums[from_sum] + sums[from_sum + 8u] + sums[from_sum + 16u] + sums[from_sum + 24u]
-          + sums[from_sum + 32u] + sums[from_sum + 40u] + sums[from_sum + 48u] + sums[from_sum + 56u];
+        total = total + sums[from_sum] + sums[from_sum + QUADS] + sums[from_sum + 2u * QUADS]
+          + sums[from_sum + 3u * QUADS] + sums[from_sum + 4u * QUADS] + sums[from_sum + 5u * QUADS]
+          + sums[from_sum + 6u * QUADS] + sums[from_sum + 7u * QUADS];
       }
-      store(row, 4u * (first_quad + quad), total);
+      store_2(row, 4u * (first_quad + quad), total);
+    }
+    workgroupBarrier();
+  }
+}
+
+const X_STRIDE_3 = 5u;  // vectors per row
+const X_SCALES_3 = 4u;  // where a row's scales begin
+
+fn x_scale_3(row: u32, chunk: u32) -> f32 {
+  return bitcast<f32>(x[row * X_STRIDE_3 + X_SCALES_3 + (chunk >> 2u)][chunk & 3u]);
+}
+
+const BLOCKS_3 = 2u;  // of 32 weights, per row
+
+// The scale of a block.
+fn scale_3(row: u32, block: u32) -> f32 {
+  let i = row * BLOCKS_3 + block;
+  return unpack2x16float(params[i >> 1u] >> (16u * (i & 1u))).x;
+}
+
+const N_3 = 271u;  // outputs
+const CHUNKS_3 = 2u;  // of 32 values along K, with one scale_3 of x
+
+// The rows of W behind the `quad`-th four columns; the last ones repeat instead of running past the end.
+fn weight_rows_3(quad: u32) -> vec4<u32> {
+  return min(4u * quad + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(N_3 - 1u));
+}
+
+fn scales_of_3(rows: vec4<u32>, block: u32) -> vec4<f32> {
+  return vec4<f32>(scale_3(rows.x, block), scale_3(rows.y, block), scale_3(rows.z, block), scale_3(rows.w, block));
+}
+
+fn load_chunk_3(rows: vec4<u32>, i: u32) -> Chunk {
+  let index = min(i, CHUNKS_3 - 1u);
+  let block = index / CHUNKS_PER_BLOCK;
+  let four = vec4<u32>(4u);
+  let a = weights[rows.x * 2u + index];
+  let b = weights[rows.y * 2u + index];
+  let c = weights[rows.z * 2u + index];
+  let d = weights[rows.w * 2u + index];
+  let words_x = vec4<u32>(a.x, b.x, c.x, d.x);
+  let words_y = vec4<u32>(a.y, b.y, c.y, d.y);
+  let words_z = vec4<u32>(a.z, b.z, c.z, d.z);
+  let words_w = vec4<u32>(a.w, b.w, c.w, d.w);
+  return Chunk(
+    index,
+    centered_rows(words_x, ZEROS), centered_rows(words_x >> four, ZEROS),
+    centered_rows(words_y, ZEROS), centered_rows(words_y >> four, ZEROS),
+    centered_rows(words_z, ZEROS), centered_rows(words_z >> four, ZEROS),
+    centered_rows(words_w, ZEROS), centered_rows(words_w >> four, ZEROS),
+    select(vec4<f32>(), scales_of_3(rows, block), i < CHUNKS_3));  // nothing behind the end of K
+}
+
+// A chunk of a row of x times those of W, and the product of their scales.
+fn products_3(row: u32, w: Chunk) -> vec4<f32> {
+  let at = row * X_STRIDE_3 + 2u * w.index;
+  var sum = vec4<i32>(SUM_START);
+  let x0 = x[at];
+  sum += dots(x0.x, w.words0) + dots(x0.y, w.words1) + dots(x0.z, w.words2) + dots(x0.w, w.words3);
+  let x1 = x[at + 1u];
+  sum += dots(x1.x, w.words4) + dots(x1.y, w.words5) + dots(x1.z, w.words6) + dots(x1.w, w.words7);
+  return bitcast<vec4<f32>>(sum) - SUM_OFFSET;
+}
+
+// The sum of a part: a row of x times four rows of W.
+fn part_sum_3(row: u32, w0: Chunk, w1: Chunk) -> vec4<f32> {
+  var sum = vec4<f32>();
+  sum = fma(x_scale_3(row, w0.index) * w0.scales, products_3(row, w0), sum);
+  sum = fma(x_scale_3(row, w1.index) * w1.scales, products_3(row, w1), sum);
+  return sum;
+}
+
+fn store_3(row: u32, column: u32, total: vec4<f32>) {
+  let at = row * 271u + column;
+  if (column < N_3) {
+    y[at] = total.x;
+  }
+  if (column + 1u < N_3) {
+    y[at + 1u] = total.y;
+  }
+  if (column + 2u < N_3) {
+    y[at + 2u] = total.z;
+  }
+  if (column + 3u < N_3) {
+    y[at + 3u] = total.w;
+  }
+}
+
+// ONNX nodes:
+//   /lm_head/MatMul_Q4
+@compute @workgroup_size(128, 1, 1)
+fn gemv_rows_q4_int8_3(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  let first_quad = group.x * QUADS;
+  let quad = thread % QUADS;
+  let rows = weight_rows_3(first_quad + quad);
+  let n_rows = sequence.length;
+  let chunk = 2u * (thread / QUADS);
+  let w0 = load_chunk_3(rows, chunk);
+  let w1 = load_chunk_3(rows, chunk + 1u);
+  for (var first_row = 0u; first_row < n_rows; first_row += BATCH) {
+    sums[thread] = part_sum_3(first_row, w0, w1);
+    sums[thread + STRIDE] = part_sum_3(min(first_row + 1u, n_rows - 1u), w0, w1);
+    sums[thread + 2u * STRIDE] = part_sum_3(min(first_row + 2u, n_rows - 1u), w0, w1);
+    sums[thread + 3u * STRIDE] = part_sum_3(min(first_row + 3u, n_rows - 1u), w0, w1);
+    workgroupBarrier();
+    let row = first_row + thread / QUADS;
+    if (thread < BATCH * QUADS && row < n_rows) {
+      var total = vec4<f32>();
+      let from_part = thread / QUADS * STRIDE + quad;
+      for (var part = 0u; part < PARTS; part += 8u) {
+        let from_sum = from_part + part * QUADS;
+        total = total + sums[from_sum] + sums[from_sum + QUADS] + sums[from_sum + 2u * QUADS]
+          + sums[from_sum + 3u * QUADS] + sums[from_sum + 4u * QUADS] + sums[from_sum + 5u * QUADS]
+          + sums[from_sum + 6u * QUADS] + sums[from_sum + 7u * QUADS];
+      }
+      store_3(row, 4u * (first_quad + quad), total);
     }
     workgroupBarrier();
   }

@@ -1,5 +1,3 @@
-// ONNX nodes:
-//   /model/layers.1/final_norm_layernorm/SkipLayerNorm
 // y = the last real row of x.
 
 struct Sequence {
@@ -12,6 +10,8 @@ const WIDTH = 64u;
 @group(0) @binding(1) var<storage, read> sequence: Sequence;
 @group(0) @binding(2) var<storage, read_write> y: array<f32>;
 
+// ONNX nodes:
+//   /model/layers.1/final_norm_layernorm/SkipLayerNorm
 @compute @workgroup_size(256, 1, 1)
 fn main(@builtin(global_invocation_id) id: vec3<u32>) {
   if (id.x >= WIDTH) { return; }

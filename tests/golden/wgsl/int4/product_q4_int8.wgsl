@@ -1,6 +1,3 @@
-// ONNX nodes:
-//   /model/layers.0/attn/qkv_proj/MatMul_Q4
-//   /model/layers.0/attn/GroupQueryAttention
 struct Sequence {
   past_length: u32, length: u32, total_length: u32, call_length: u32, n_tokens: u32, limit: u32, stop: u32,
 }
@@ -9,8 +6,8 @@ struct Sequence {
 // Rows of int8 values, four to a word, even and odd ones of every eight apart; then f32 scales.
 @group(0) @binding(1) var<storage, read> x: array<vec4<u32>>;
 
-const X_STRIDE = 5u;  // vectors per row
-const X_SCALES = 4u;  // where a row's scales begin
+override X_STRIDE: u32 = 5u;  // vectors per row
+override X_SCALES: u32 = 4u;  // where a row's scales begin
 
 fn x_scale(row: u32, chunk: u32) -> f32 {
   return bitcast<f32>(x[row * X_STRIDE + X_SCALES + (chunk >> 2u)][chunk & 3u]);
@@ -18,7 +15,7 @@ fn x_scale(row: u32, chunk: u32) -> f32 {
 
 @group(0) @binding(3) var<storage, read> params: array<u32>;
 
-const BLOCKS = 2u;  // of 32 weights, per row
+override BLOCKS: u32 = 2u;  // of 32 weights, per row
 const CHUNKS_PER_BLOCK = 1u;
 
 // The scale of a block.
@@ -31,9 +28,9 @@ fn zero_point(row: u32, block: u32) -> i32 {
   return 8;  // symmetric
 }
 
-const N = 128u;  // outputs
-const ROW_CHUNKS = 2u;  // of 32 weights
-const CHUNKS = 2u;
+override N: u32 = 128u;  // outputs
+override ROW_CHUNKS: u32 = 2u;  // of 32 weights
+override CHUNKS: u32 = 2u;
 
 @group(0) @binding(2) var<storage, read> weights: array<vec4<u32>>;
 
@@ -87,8 +84,11 @@ fn products(x_row: u32, rows: vec4<u32>) -> vec4<f32> {
   return sums;
 }
 
+// ONNX nodes:
+//   /model/layers.0/attn/qkv_proj/MatMul_Q4
+//   /model/layers.0/attn/GroupQueryAttention
 @compute @workgroup_size(16, 1, 1)
-fn main(@builtin(global_invocation_id) id: vec3<u32>) {
+fn product_q4_int8(@builtin(global_invocation_id) id: vec3<u32>) {
   if (sequence.stop != 0u || id.y >= sequence.length) {
     return;  // generation has ended, or there is no token in this row
   }
@@ -102,4 +102,124 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
   y[at + 1u] = sums.y;
   y[at + 2u] = sums.z;
   y[at + 3u] = sums.w;
+}
+
+// ONNX nodes:
+//   /model/layers.0/attn/o_proj/MatMul_Q4
+//   /model/layers.0/post_attention_layernorm/SkipLayerNorm
+//   /model/layers.0/mlp/down_proj/MatMul_Q4
+//   /model/layers.1/final_norm_layernorm/SkipLayerNorm
+@compute @workgroup_size(16, 1, 1)
+fn product_q4_int8_2(@builtin(global_invocation_id) id: vec3<u32>) {
+  if (sequence.stop != 0u || id.y >= sequence.length) {
+    return;  // generation has ended, or there is no token in this row
+  }
+  let row = 4u * id.x;
+  if (row >= N) {
+    return;
+  }
+  let sums = products(id.y, vec4<u32>(row, row + 1u, row + 2u, row + 3u));
+  let at = id.y * 64u + row;
+  y[at] = sums.x;
+  y[at + 1u] = sums.y;
+  y[at + 2u] = sums.z;
+  y[at + 3u] = sums.w;
+}
+
+fn gate(v: f32) -> f32 {
+  return v / (1.0 + exp(min(-v, 80.0)));  // exp must not reach infinity
+}
+
+// ONNX nodes:
+//   /model/layers.0/mlp/gate_proj/MatMul_Q4
+//   /model/layers.0/mlp/up_proj/MatMul_Q4
+//   /model/layers.0/mlp/act_fn/Sigmoid
+//   /model/layers.0/mlp/act_fn/Mul
+//   /model/layers.0/mlp/Mul
+@compute @workgroup_size(16, 1, 1)
+fn product_q4_int8_gated(@builtin(global_invocation_id) id: vec3<u32>) {
+  if (sequence.stop != 0u || id.y >= sequence.length) {
+    return;  // generation has ended, or there is no token in this row
+  }
+  let row = 2u * id.x;
+  if (row >= N) {
+    return;
+  }
+  let next = row + 1u;
+  let sums = products(id.y, vec4<u32>(row, next, row + N, next + N));
+  y[id.y * 96u + row] = gate(sums.x) * sums.z;
+  y[id.y * 96u + next] = gate(sums.y) * sums.w;
+}
+
+fn load_chunk_argmax(chunk: u32) -> Chunk {
+  let words0 = x[2u * chunk + 0u];
+  let words1 = x[2u * chunk + 1u];
+  return Chunk(words0, words1, sum_of(words0) + sum_of(words1), x_scale(0u, chunk));
+}
+
+@group(0) @binding(5) var<storage, read_write> partial_values: array<f32>;  // per thread: its greatest output
+@group(0) @binding(6) var<storage, read_write> partial_indices: array<u32>;  // and which one that is
+
+const GREATEST = 0x1.fffffep+127f;
+
+// A number for comparisons: NaN, told by its bits, counts as the greatest f32.
+fn finite(value: f32) -> f32 {
+  let is_nan = (bitcast<u32>(value) & 0x7fffffffu) > 0x7f800000u;
+  return select(clamp(value, -GREATEST, GREATEST), GREATEST, is_nan);
+}
+
+// The products of a row of x with four rows of W.
+fn products_argmax(rows: vec4<u32>) -> vec4<f32> {
+  var sums = vec4<f32>();
+  for (var chunk = 0u; chunk < CHUNKS; chunk++) {
+    let x_chunk = load_chunk_argmax(chunk);
+    sums += vec4<f32>(
+      row_dot(rows.x, chunk, x_chunk), row_dot(rows.y, chunk, x_chunk),
+      row_dot(rows.z, chunk, x_chunk), row_dot(rows.w, chunk, x_chunk));
+  }
+  return sums;
+}
+
+// ONNX nodes:
+//   /lm_head/MatMul_Q4
+@compute @workgroup_size(16, 1, 1)
+fn product_q4_int8_argmax(@builtin(global_invocation_id) id: vec3<u32>) {
+  if (sequence.stop != 0u) {
+    return;  // generation has ended
+  }
+  let begin = id.x * 4u;
+  if (begin >= N) {
+    return;
+  }
+  var value = -GREATEST;
+  var index = 0xffffffffu;
+  for (var row = begin; row < min(begin + 4u, N); row += 4u) {
+    let sums = products_argmax(min(vec4<u32>(row) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(N - 1u)));
+    for (var i = 0u; i < min(4u, N - row); i++) {
+      y[row + i] = sums[i];
+      if (index == 0xffffffffu || finite(sums[i]) > value) {
+        value = finite(sums[i]);
+        index = row + i;
+      }
+    }
+  }
+  partial_values[id.x] = value;
+  partial_indices[id.x] = index;
+}
+
+// ONNX nodes:
+//   /lm_head/MatMul_Q4
+@compute @workgroup_size(16, 1, 1)
+fn product_q4_int8_3(@builtin(global_invocation_id) id: vec3<u32>) {
+  if (sequence.stop != 0u || id.y >= sequence.length) {
+    return;  // generation has ended, or there is no token in this row
+  }
+  let row = 4u * id.x;
+  if (row >= N) {
+    return;
+  }
+  let sums = products(id.y, min(vec4<u32>(row) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(N - 1u)));
+  for (var i = 0u; i < min(4u, N - row); i++) {
+    y[id.y * 271u + row + i] = sums[i];
+  }
 }

@@ -1,6 +1,3 @@
-// ONNX nodes:
-//   /model/layers.0/attn/qkv_proj/MatMul_Q4
-//   /model/layers.0/attn/GroupQueryAttention
 struct Sequence {
   past_length: u32, length: u32, total_length: u32, call_length: u32, n_tokens: u32, limit: u32, stop: u32,
 }
@@ -9,8 +6,8 @@ struct Sequence {
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read_write> y: array<u32>;  // per row: values, four to a word, then a scale per block
 
-const K = 64u;
-const BLOCKS = 2u;  // of 32 values, per row
+override K: u32 = 64u;
+override BLOCKS: u32 = 2u;  // of 32 values, per row
 
 // Four values of a row from column i on; 0 behind its end.
 fn values_at(row: u32, i: u32) -> vec4<f32> {
@@ -31,9 +28,12 @@ fn greatest_of(v: vec4<f32>) -> f32 {
   return max(max(v.x, v.y), max(v.z, v.w));
 }
 
+// ONNX nodes:
+//   /model/layers.0/attn/qkv_proj/MatMul_Q4
+//   /model/layers.0/attn/GroupQueryAttention
 // One block per thread.
 @compute @workgroup_size(64, 1, 1)
-fn main(
+fn quantize(
   @builtin(workgroup_id) group: vec3<u32>,
   @builtin(num_workgroups) groups: vec3<u32>,
   @builtin(local_invocation_index) thread: u32,
@@ -60,4 +60,42 @@ fn main(
     y[at + j + 1u] = words.y;
   }
   y[row * 20u + 16u + block] = bitcast<u32>(limit / 127.0);
+}
+
+// ONNX nodes:
+//   /model/layers.0/mlp/down_proj/MatMul_Q4
+//   /model/layers.0/mlp/gate_proj/MatMul_Q4
+//   /model/layers.0/mlp/up_proj/MatMul_Q4
+//   /model/layers.0/mlp/act_fn/Sigmoid
+//   /model/layers.0/mlp/act_fn/Mul
+//   /model/layers.0/mlp/Mul
+// One block per thread.
+@compute @workgroup_size(64, 1, 1)
+fn quantize_2(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(num_workgroups) groups: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  let i = (group.y * groups.x + group.x) * 64u + thread;
+  let row = i / BLOCKS;
+  let block = i % BLOCKS;
+  if (row >= min(arrayLength(&y) / 28u, sequence.length) || sequence.stop != 0u) {
+    return;  // no token in this row, or generation has ended
+  }
+  var values: array<vec4<f32>, 8>;
+  for (var j = 0u; j < 8u; j++) {
+    values[j] = values_at(row, block * 32u + 4u * j);
+  }
+  var largest = abs(values[0]);
+  for (var j = 1u; j < 8u; j++) {
+    largest = max(largest, abs(values[j]));
+  }
+  let limit = greatest_of(largest);
+  let at = row * 28u + block * 8u;
+  for (var j = 0u; j < 8u; j += 2u) {
+    let words = int8_octet(values[j], values[j + 1u], 127.0 / max(limit, 1e-30));
+    y[at + j] = words.x;
+    y[at + j + 1u] = words.y;
+  }
+  y[row * 28u + 24u + block] = bitcast<u32>(limit / 127.0);
 }

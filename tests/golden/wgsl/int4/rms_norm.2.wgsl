@@ -1,9 +1,9 @@
-// ONNX nodes:
-//   /model/layers.0/input_layernorm/LayerNorm
 // y = x / sqrt(mean of squares + epsilon) * weight: one workgroup per row.
 
+const N = 64u;  // values of a row
 const SIZE = 16u;  // vec4 elements of a row
 const THREADS = 32u;
+const EPSILON = 9.999999747378752e-06;
 
 @group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read> weight: array<vec2<u32>>;
@@ -37,6 +37,14 @@ fn workgroup_sum(value: f32, thread: u32) -> f32 {
 
 var<workgroup> factor: f32;
 
+fn set_factor(squares: f32, thread: u32) {
+  let total = workgroup_sum(squares, thread);
+  if (thread == 0u) {
+    factor = inverseSqrt(total / f32(N) + EPSILON);
+  }
+  workgroupBarrier();
+}
+
 // Eight values as int8, the even ones in one word and the odd ones in the next, as 4-bit weights come apart.
 fn int8_octet(a: vec4<f32>, b: vec4<f32>, to_int8: f32) -> vec2<u32> {
   let c = vec4<i32>(round(a * to_int8));
@@ -48,10 +56,36 @@ fn greatest_of(v: vec4<f32>) -> f32 {
   return max(max(v.x, v.y), max(v.z, v.w));
 }
 
+const Y_SCALES = 16u;  // where the scales of a row of y begin
+const Y_STRIDE = 20u;
+
 var<workgroup> largest: array<f32, THREADS>;  // of a thread's eight values
 
+// Eight values of a thread, a and b; 4 threads share the scale of a block.
+fn write_int8(row: u32, octet: u32, thread: u32, a: vec4<f32>, b: vec4<f32>) {
+  workgroupBarrier();  // the last ones may still be read
+  largest[thread] = greatest_of(max(abs(a), abs(b)));
+  workgroupBarrier();
+  let block = thread / 4u * 4u;
+  var limit = largest[block];
+  limit = max(limit, largest[block + 1u]);
+  limit = max(limit, largest[block + 2u]);
+  limit = max(limit, largest[block + 3u]);
+  if (octet < N / 8u) {
+    let words = int8_octet(a, b, 127.0 / max(limit, 1e-30));
+    let at = row * Y_STRIDE;
+    y_int8[at + 2u * octet] = words.x;
+    y_int8[at + 2u * octet + 1u] = words.y;
+    if (thread == block) {
+      y_int8[at + Y_SCALES + octet / 4u] = bitcast<u32>(limit / 127.0);
+    }
+  }
+}
+
+// ONNX nodes:
+//   /model/layers.0/input_layernorm/LayerNorm
 @compute @workgroup_size(32, 1, 1)
-fn main(
+fn rms_norm(
   @builtin(workgroup_id) group: vec3<u32>,
   @builtin(num_workgroups) groups: vec3<u32>,
   @builtin(local_invocation_index) thread: u32,
@@ -66,37 +100,92 @@ fn main(
     let v1 = value(row, i + 1u);
     squares += dot(v1, v1);
   }
-  let total = workgroup_sum(squares, thread);
-  if (thread == 0u) {
-    factor = inverseSqrt(total / 64.0 + 9.999999747378752e-06);
-  }
-  workgroupBarrier();
+  set_factor(squares, thread);
 
-  // Eight values per thread; 4 threads share the scale of a block.
-  for (var first = 0u; first < 8u; first += THREADS) {
+  for (var first = 0u; first < N / 8u; first += THREADS) {
     let octet = first + thread;
     var a = vec4<f32>();
     var b = vec4<f32>();
-    if (octet < 8u) {
+    if (octet < N / 8u) {
       a = value(row, 2u * octet) * factor * load_weight(2u * octet);
       b = value(row, 2u * octet + 1u) * factor * load_weight(2u * octet + 1u);
     }
-    workgroupBarrier();  // the last ones may still be read
-    largest[thread] = greatest_of(max(abs(a), abs(b)));
-    workgroupBarrier();
-    let block = thread / 4u * 4u;
-    var limit = largest[block];
-    limit = max(limit, largest[block + 1u]);
-    limit = max(limit, largest[block + 2u]);
-    limit = max(limit, largest[block + 3u]);
-    if (octet < 8u) {
-      let words = int8_octet(a, b, 127.0 / max(limit, 1e-30));
-      let at = row * 20u;
-      y_int8[at + 2u * octet] = words.x;
-      y_int8[at + 2u * octet + 1u] = words.y;
-      if (thread == block) {
-        y_int8[at + 16u + octet / 4u] = bitcast<u32>(limit / 127.0);
-      }
+    write_int8(row, octet, thread, a, b);
+  }
+}
+
+// y = (x + skip) / sqrt(mean of squares + epsilon) * weight: one workgroup per row.
+
+@group(0) @binding(3) var<storage, read> skip: array<vec4<f32>>;
+@group(0) @binding(4) var<storage, read_write> sum_out: array<vec4<f32>>;
+
+fn value_skip(row: u32, i: u32) -> vec4<f32> {
+  let at = row * SIZE + i;
+  return x[at] + skip[at];
+}
+
+// ONNX nodes:
+//   /model/layers.0/post_attention_layernorm/SkipLayerNorm
+@compute @workgroup_size(32, 1, 1)
+fn skip_rms_norm(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(num_workgroups) groups: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  let row = group.y * groups.x + group.x;
+  if (row >= arrayLength(&x) / SIZE) { return; }
+
+  var squares = 0.0;
+  for (var i = 2u * thread; i < SIZE; i += 2u * THREADS) {
+    let v0 = value_skip(row, i);
+    sum_out[row * SIZE + i] = v0;
+    squares += dot(v0, v0);
+    let v1 = value_skip(row, i + 1u);
+    sum_out[row * SIZE + i + 1u] = v1;
+    squares += dot(v1, v1);
+  }
+  set_factor(squares, thread);
+
+  for (var first = 0u; first < N / 8u; first += THREADS) {
+    let octet = first + thread;
+    var a = vec4<f32>();
+    var b = vec4<f32>();
+    if (octet < N / 8u) {
+      a = value_skip(row, 2u * octet) * factor * load_weight(2u * octet);
+      b = value_skip(row, 2u * octet + 1u) * factor * load_weight(2u * octet + 1u);
     }
+    write_int8(row, octet, thread, a, b);
+  }
+}
+
+// ONNX nodes:
+//   /model/layers.1/final_norm_layernorm/SkipLayerNorm
+@compute @workgroup_size(32, 1, 1)
+fn skip_rms_norm_2(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(num_workgroups) groups: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  let row = group.y * groups.x + group.x;
+  if (row >= arrayLength(&x) / SIZE) { return; }
+
+  var squares = 0.0;
+  for (var i = 2u * thread; i < SIZE; i += 2u * THREADS) {
+    let v0 = value_skip(row, i);
+    squares += dot(v0, v0);
+    let v1 = value_skip(row, i + 1u);
+    squares += dot(v1, v1);
+  }
+  set_factor(squares, thread);
+
+  for (var first = 0u; first < N / 8u; first += THREADS) {
+    let octet = first + thread;
+    var a = vec4<f32>();
+    var b = vec4<f32>();
+    if (octet < N / 8u) {
+      a = value_skip(row, 2u * octet) * factor * load_weight(2u * octet);
+      b = value_skip(row, 2u * octet + 1u) * factor * load_weight(2u * octet + 1u);
+    }
+    write_int8(row, octet, thread, a, b);
   }
 }

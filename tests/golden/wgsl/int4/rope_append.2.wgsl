@@ -1,6 +1,3 @@
-// ONNX nodes:
-//   /model/layers.0/attn/qkv_proj/MatMul_Q4
-//   /model/layers.0/attn/GroupQueryAttention
 struct Sequence {
   past_length: u32, length: u32, total_length: u32, call_length: u32, n_tokens: u32, limit: u32, stop: u32,
 }
@@ -63,12 +60,42 @@ fn put(row: u32, head: u32, i: u32, pair: vec2<f32>) {
   }
 }
 
+// ONNX nodes:
+//   /model/layers.0/attn/qkv_proj/MatMul_Q4
+//   /model/layers.0/attn/GroupQueryAttention
 @compute @workgroup_size(64, 1, 1)
-fn main(@builtin(global_invocation_id) id: vec3<u32>) {
+fn rope_append(@builtin(global_invocation_id) id: vec3<u32>) {
   let row = id.y;
   let head = id.x / FOURS;
   let four = id.x % FOURS;
   if (head >= N_HEADS || row >= sequence.length || sequence.stop != 0u) {
+    return;
+  }
+  let rotated = head < FIRST_KV + KV_HEADS && four < 8u;
+  if (rotated) {
+    let position = sequence.past_length + row;
+    let i = 2u * four;  // and its partner in the other half
+    let first = vec2<f32>(value_of(row, head, i), value_of(row, head, ROPE_WIDTH + i));
+    let second = vec2<f32>(value_of(row, head, i + 1u), value_of(row, head, ROPE_WIDTH + i + 1u));
+    let a = rotate(first, rope_angle(position, i));
+    let b = rotate(second, rope_angle(position, i + 1u));
+    put(row, head, i, vec2<f32>(a.x, b.x));
+    put(row, head, ROPE_WIDTH + i, vec2<f32>(a.y, b.y));
+    return;
+  }
+  let i = 4u * four;
+  put(row, head, i, vec2<f32>(value_of(row, head, i), value_of(row, head, i + 1u)));
+  put(row, head, i + 2u, vec2<f32>(value_of(row, head, i + 2u), value_of(row, head, i + 3u)));
+}
+
+// ONNX nodes:
+//   /model/layers.0/attn/GroupQueryAttention
+@compute @workgroup_size(64, 1, 1)
+fn rope_append_2(@builtin(global_invocation_id) id: vec3<u32>) {
+  let row = id.y;
+  let head = id.x / FOURS;
+  let four = id.x % FOURS;
+  if (head >= N_HEADS || row >= sequence.length) {
     return;
   }
   let rotated = head < FIRST_KV + KV_HEADS && four < 8u;

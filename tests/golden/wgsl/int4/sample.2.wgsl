@@ -1,4 +1,4 @@
-// The next token, of one workgroup: the largest logit (of equals the first), or the last step of sampling.
+// The next token, of one workgroup: the largest logit, of equals the first.
 
 struct Sequence {
   past_length: u32, length: u32, total_length: u32, call_length: u32, n_tokens: u32, limit: u32, stop: u32,
@@ -8,42 +8,14 @@ struct Sequence {
 
 const N_PARTIALS = 68u;
 const VOCAB_SIZE = 271u;
-const SPAN = 1024u;
-const N_SPANS = 1u;
 const THREADS = 16u;
 const STOP_TOKEN = 1u;
 const STOP_LIMIT = 2u;
 
-struct Candidate {
-  key: u32,
-  weight: u32,
-  token: u32,
-}
-
-struct Candidates {
-  count: u32,
-  top_k: u32,  // 0: all
-  top_p: u32,  // in 2^-32; 0: all
-  padding: u32,
-  all_weight: vec2<u32>,
-  weight_above: vec2<u32>,  // of the tokens that survive top-p and are not listed
-  list: array<Candidate>,
-}
-
-fn least_one(weight: vec2<u32>) -> vec2<u32> {
-  return select(weight, vec2<u32>(1u, 0u), weight.x == 0u && weight.y == 0u);
-}
-
-@group(0) @binding(0) var<storage, read> partial_values: array<f32>;
-@group(0) @binding(1) var<storage, read> partial_indices: array<u32>;
-@group(0) @binding(2) var<storage, read> keys: array<u32>;
-@group(0) @binding(3) var<storage, read> weights: array<u32>;
-@group(0) @binding(4) var<storage, read> candidates: Candidates;
-@group(0) @binding(5) var<storage, read> span_weights: array<vec2<u32>>;
-@group(0) @binding(6) var<storage, read_write> sequence: Sequence;
-@group(0) @binding(7) var<storage, read_write> tokens: array<i32>;
-
-var<workgroup> draws: bool;
+@group(0) @binding(0) var<storage, read_write> sequence: Sequence;
+@group(0) @binding(1) var<storage, read_write> tokens: array<i32>;
+@group(0) @binding(2) var<storage, read> partial_values: array<f32>;
+@group(0) @binding(3) var<storage, read> partial_indices: array<u32>;
 
 var<workgroup> values: array<f32, THREADS>;
 var<workgroup> indices: array<u32, THREADS>;
@@ -67,6 +39,248 @@ fn reduce_argmax(thread: u32, value: f32, index: u32) {
   }
 }
 
+@compute @workgroup_size(16, 1, 1)
+fn sample_greedy(@builtin(local_invocation_index) thread: u32) {
+  var token = most_likely(thread);
+  if (thread == 0u) {
+    token = min(token, VOCAB_SIZE - 1u);  // all NaN: still a token
+    advance(token);
+  }
+}
+
+fn most_likely(thread: u32) -> u32 {
+  var value = -3.4028234e38;
+  var index = 0xffffffffu;
+  for (var i = thread; i < N_PARTIALS; i += THREADS) {
+    if (is_better(partial_values[i], partial_indices[i], value, index)) {
+      value = partial_values[i];
+      index = partial_indices[i];
+    }
+  }
+  reduce_argmax(thread, value, index);
+  return indices[0];
+}
+
+fn advance(token: u32) {
+  if (sequence.stop != 0u) { return; }
+  let past_length = sequence.total_length;
+  let is_last_chunk = past_length == sequence.n_tokens;
+  sequence.past_length = past_length;
+  sequence.length = 1u;
+  sequence.total_length = past_length + 1u;
+  sequence.call_length = max(past_length + 1u, sequence.n_tokens);
+  if (!is_last_chunk) { return; }
+  for (var i = 0u; i < sequence.n_stop_tokens; i++) {
+    if (token == sequence.stop_tokens[i]) {
+      sequence.stop = STOP_TOKEN;
+      return;
+    }
+  }
+  tokens[sequence.n_tokens] = i32(token);
+  sequence.n_tokens += 1u;
+  if (sequence.n_tokens >= sequence.limit) { sequence.stop = STOP_LIMIT; }
+}
+
+// The first of the four steps of sampling: every logit, after the repetition penalty, as a key.
+// Keys are u32 in the order of the logits; 0 stands for a token that is never drawn (-inf, NaN).
+
+const SPAN = 1024u;  // tokens_keys of the vocabulary per workgroup
+const HISTOGRAM_WORDS = 768u;
+
+@group(0) @binding(0) var<storage, read> sequence_keys: Sequence;
+@group(0) @binding(1) var<storage, read> tokens_keys: array<i32>;
+@group(0) @binding(2) var<storage, read> logits: array<u32>;  // f32, read as bits: NaN is told by them
+@group(0) @binding(3) var<storage, read_write> keys: array<u32>;
+@group(0) @binding(4) var<storage, read_write> span_keys: array<u32>;  // the greatest key of each span
+@group(0) @binding(5) var<storage, read_write> histogram: array<u32>;  // cleared here for the next step
+
+var<workgroup> greatest: atomic<u32>;
+var<workgroup> seen: array<atomic<u32>, 32>;  // a bit per token of the span
+
+// Whether this step draws a token: not when the arg-max is wanted, nor after the end, nor inside a prompt.
+fn sampling_runs() -> bool {
+  return sequence_keys.sampling != 0u && sequence_keys.stop == 0u && sequence_keys.total_length == sequence_keys.n_tokens;
+}
+
+// The logit as transformers penalises it. The reciprocal comes from the host: division is not exact here.
+fn penalised(bits: u32, is_seen: bool) -> u32 {
+  if (!is_seen || (bits & 0x7f800000u) == 0x7f800000u) {
+    return bits;  // infinities and NaN as they are
+  }
+  let logit = bitcast<f32>(bits);
+  let factor = select(sequence_keys.repetition_penalty, sequence_keys.inverse_repetition_penalty, logit > 0.0);
+  return bitcast<u32>(logit * bitcast<f32>(factor));
+}
+
+fn key_of(bits: u32) -> u32 {
+  let magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u || bits == 0xff800000u) {
+    return 0u;  // NaN, -inf
+  }
+  let finite = min(magnitude, 0x7f7fffffu);
+  return select(0x80000000u | finite, ~bits, bits > 0x80000000u);  // -0 is 0
+}
+
+@compute @workgroup_size(16, 1, 1)
+fn sample_keys(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+  if (!sampling_runs()) {
+    return;
+  }
+  if (group.x == 0u) {
+    for (var i = thread; i < HISTOGRAM_WORDS; i += THREADS) {
+      histogram[i] = 0u;
+    }
+  }
+  if (thread == 0u) {
+    atomicStore(&greatest, 0u);
+  }
+  for (var i = thread; i < SPAN / 32u; i += THREADS) {
+    atomicStore(&seen[i], 0u);
+  }
+  workgroupBarrier();
+  let begin = group.x * SPAN;
+  if (sequence_keys.repetition_penalty != 0x3f800000u) {  // 1.0
+    for (var i = thread; i < sequence_keys.n_tokens; i += THREADS) {
+      let offset = u32(tokens_keys[i]) - begin;  // wraps around below the span
+      if (offset < SPAN) {
+        atomicOr(&seen[offset / 32u], 1u << (offset % 32u));
+      }
+    }
+  }
+  workgroupBarrier();
+  var best = 0u;
+  for (var i = thread; i < min(SPAN, VOCAB_SIZE - begin); i += THREADS) {
+    let is_seen = (atomicLoad(&seen[i / 32u]) >> (i % 32u)) % 2u == 1u;
+    let key = key_of(penalised(logits[begin + i], is_seen));
+    keys[begin + i] = key;
+    best = max(best, key);
+  }
+  atomicMax(&greatest, best);
+  workgroupBarrier();
+  if (thread == 0u) {
+    span_keys[group.x] = atomicLoad(&greatest);
+  }
+}
+
+// The second step of sampling: every token's probability as an integer weight, and their histogram.
+// weight = 2^31 · exp((logit - greatest) / temperature), rounded down. Integers add up to the same sum in
+// any order and on every GPU, which floats do not.
+
+const N_SPANS = 1u;
+
+@group(0) @binding(1) var<storage, read> keys_weights: array<u32>;
+@group(0) @binding(2) var<storage, read> span_keys_weights: array<u32>;
+@group(0) @binding(3) var<storage, read_write> weights: array<u32>;
+@group(0) @binding(4) var<storage, read_write> histogram_weights: array<atomic<u32>>;  // [3, bins]: tokens, weight low, weight high
+@group(0) @binding(5) var<storage, read_write> candidates: array<u32>;  // its count is cleared
+
+var<workgroup> greatest_key: atomic<u32>;
+
+// The upper 32 bits of a · b.
+fn multiply_high(a: u32, b: u32) -> u32 {
+  let low = (a & 0xffffu) * (b & 0xffffu);
+  let middle = (a >> 16u) * (b & 0xffffu) + (low >> 16u);
+  let other = (a & 0xffffu) * (b >> 16u) + (middle & 0xffffu);
+  return (a >> 16u) * (b >> 16u) + (middle >> 16u) + (other >> 16u);
+}
+
+// Bins of an eighth of a power of two; the first bins hold the greatest weights.
+fn bin_of(weight: u32) -> u32 {
+  let octave = countLeadingZeros(weight);
+  return 8u * octave + 7u - ((weight << octave) >> 28u) % 8u;
+}
+
+fn logit_of(key: u32) -> f32 {
+  return bitcast<f32>(select(~key, key & 0x7fffffffu, key >= 0x80000000u));
+}
+
+// 2^31 · 2^(-x / 2^26), rounded down: a polynomial in the 26-bit fraction, made to be 1 at 0, 1/2 at 1 and
+// to fall all the way between (all 2^26 values were tried; it is off by 3.5e-9 at most).
+fn power_of_two(x: u32) -> u32 {
+  let fraction = x << 6u;
+  var sum = 0x00071d9cu;
+  sum = 0x005375c2u - multiply_high(fraction, sum);
+  sum = 0x0273b234u - multiply_high(fraction, sum);
+  sum = 0x0e349a30u - multiply_high(fraction, sum);
+  sum = 0x3d7f5603u - multiply_high(fraction, sum);
+  sum = 0xb17215e1u - multiply_high(fraction, sum);
+  sum = 0x80000000u - multiply_high(fraction, sum) / 2u;
+  return sum >> (x >> 26u);
+}
+
+// inverse_temperature holds 2^26 · log2(e) / temperature.
+fn weight_of(key: u32, greatest: f32) -> u32 {
+  if (key == 0u) {
+    return 0u;
+  }
+  let below = (greatest - logit_of(key)) * bitcast<f32>(sequence_keys.inverse_temperature);
+  if (below >= 2147483648.0) {
+    return 0u;  // less than 2^-32 of the greatest
+  }
+  return power_of_two(u32(below));
+}
+
+@compute @workgroup_size(16, 1, 1)
+fn sample_weights(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+  if (!sampling_runs()) {
+    return;
+  }
+  if (group.x == 0u && thread == 0u) {
+    candidates[0] = 0u;
+  }
+  if (thread == 0u) {
+    atomicStore(&greatest_key, 0u);
+  }
+  workgroupBarrier();
+  if (thread < N_SPANS) {
+    atomicMax(&greatest_key, span_keys_weights[thread]);
+  }
+  workgroupBarrier();
+  let greatest = logit_of(atomicLoad(&greatest_key));
+  let begin = group.x * SPAN;
+  for (var i = begin + thread; i < min(begin + SPAN, VOCAB_SIZE); i += THREADS) {
+    let weight = weight_of(keys_weights[i], greatest);
+    weights[i] = weight;
+    if (weight > 0u) {
+      let bin = bin_of(weight);
+      atomicAdd(&histogram_weights[bin], 1u);
+      let old = atomicAdd(&histogram_weights[256u + bin], weight);
+      if (old > ~weight) {
+        atomicAdd(&histogram_weights[512u + bin], 1u);  // the carry: as many in any order
+      }
+    }
+  }
+}
+
+// The third step of sampling: which tokens the last step must look at one by one.
+// The histogram says in which bin of weights top-k or top-p ends. With top-k the candidates are the tokens
+// down to that bin; with top-p alone those of that bin: all above survive it. Without either, none.
+
+struct Candidate {
+  key: u32,
+  weight: u32,
+  token: u32,
+}
+
+struct Candidates {
+  count: atomic<u32>,
+  top_k: u32,  // 0: all
+  top_p: u32,  // in 2^-32; 0: all
+  padding: u32,
+  all_weight: vec2<u32>,
+  weight_above: vec2<u32>,  // of the tokens that survive top-p and are not listed
+  list: array<Candidate>,
+}
+
+fn least_one(weight: vec2<u32>) -> vec2<u32> {
+  return select(weight, vec2<u32>(1u, 0u), weight.x == 0u && weight.y == 0u);
+}
+
+@group(0) @binding(2) var<storage, read> weights_candidates: array<u32>;
+@group(0) @binding(3) var<storage, read> histogram_candidates: array<u32>;  // [3, bins]: tokens, weight low, weight high
+@group(0) @binding(4) var<storage, read_write> candidates_candidates: Candidates;
+@group(0) @binding(5) var<storage, read_write> span_weights: array<vec2<u32>>;  // without the candidates_candidates
+
 // 64-bit unsigned integers are vec2<u32>(low, high).
 fn add_wide(a: vec2<u32>, b: vec2<u32>) -> vec2<u32> {
   let low = a.x + b.x;
@@ -79,14 +293,6 @@ fn subtract_wide(a: vec2<u32>, b: vec2<u32>) -> vec2<u32> {
 
 fn is_less(a: vec2<u32>, b: vec2<u32>) -> bool {
   return a.y < b.y || (a.y == b.y && a.x < b.x);
-}
-
-// The upper 32 bits of a · b.
-fn multiply_high(a: u32, b: u32) -> u32 {
-  let low = (a & 0xffffu) * (b & 0xffffu);
-  let middle = (a >> 16u) * (b & 0xffffu) + (low >> 16u);
-  let other = (a & 0xffffu) * (b >> 16u) + (middle & 0xffffu);
-  return (a >> 16u) * (b >> 16u) + (middle >> 16u) + (other >> 16u);
 }
 
 // a · part / 2^32, rounded down.
@@ -131,8 +337,103 @@ fn find_thread(thread: u32, upto: vec2<u32>, value: vec2<u32>, target_sum: vec2<
   return workgroupUniformLoad(&found);
 }
 
+const BINS_PER_THREAD = 16u;
+
+// Of a bin the number of tokens, or their weight.
+fn bin_sum(bin: u32, by_count: bool) -> vec2<u32> {
+  if (by_count) {
+    return vec2<u32>(histogram_candidates[bin], 0u);
+  }
+  return vec2<u32>(histogram_candidates[256u + bin], histogram_candidates[512u + bin]);
+}
+
+@compute @workgroup_size(16, 1, 1)
+fn sample_candidates(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+  if (!sampling_runs()) {
+    return;
+  }
+  var count = vec2<u32>(0u, 0u);
+  var weight = vec2<u32>(0u, 0u);
+  for (var bin = thread * BINS_PER_THREAD; bin < (thread + 1u) * BINS_PER_THREAD; bin++) {
+    count = add_wide(count, bin_sum(bin, true));
+    weight = add_wide(weight, bin_sum(bin, false));
+  }
+  let count_upto = running_sum(thread, count);
+  let n_possible = total().x;
+  let weight_upto = running_sum(thread, weight);
+  let all_weight = total();
+
+  // Where top-k or top-p ends: bins below `first` survive, those behind `last` do not.
+  let by_count = sequence_keys.top_k != 0u && sequence_keys.top_k < n_possible;
+  let by_weight = sequence_keys.top_p != 0u && !by_count;
+  let kept_weight = least_one(fraction_of(all_weight, sequence_keys.top_p));
+  let least = select(kept_weight, vec2<u32>(sequence_keys.top_k, 0u), by_count);
+  var end = find_thread(
+    thread,
+    select(weight_upto, count_upto, by_count),
+    select(weight, count, by_count),
+    least,
+  );
+  // Of that thread's bins the one.
+  end.x *= BINS_PER_THREAD;
+  for (var i = 1u; i < BINS_PER_THREAD; i++) {
+    let upto = add_wide(end.yz, bin_sum(end.x, by_count));
+    if (!is_less(upto, least)) {
+      break;
+    }
+    end = vec3<u32>(end.x + 1u, upto);
+  }
+  let last = select(255u, end.x, by_count || by_weight);
+  let first = select(select(256u, end.x, by_weight), 0u, by_count);
+
+  if (group.x == 0u && thread == 0u) {
+    candidates_candidates.top_k = select(0u, sequence_keys.top_k, by_count);
+    candidates_candidates.top_p = sequence_keys.top_p;
+    candidates_candidates.all_weight = all_weight;
+    candidates_candidates.weight_above = select(vec2<u32>(0u, 0u), end.yz, by_weight);
+  }
+
+  var surviving = vec2<u32>(0u, 0u);
+  let begin = group.x * SPAN;
+  for (var i = begin + thread; i < min(begin + SPAN, VOCAB_SIZE); i += THREADS) {
+    let weight = weights_candidates[i];
+    let bin = bin_of(max(weight, 1u));
+    if (weight == 0u || bin > last) {
+      continue;
+    }
+    if (bin >= first) {
+      candidates_candidates.list[atomicAdd(&candidates_candidates.count, 1u)] = Candidate(keys_weights[i], weight, i);
+    } else if (weight >= sequence_keys.min_p) {
+      surviving = add_wide(surviving, vec2<u32>(weight, 0u));
+    }
+  }
+  running_sum(thread, surviving);
+  if (thread == 0u) {
+    span_weights[group.x] = total();
+  }
+}
+
+// The next token, of one workgroup: the largest logit (of equals the first), or the last step of sampling.
+
+struct Candidates_sample {
+  count: u32,
+  top_k: u32,  // 0: all
+  top_p: u32,  // in 2^-32; 0: all
+  padding: u32,
+  all_weight: vec2<u32>,
+  weight_above: vec2<u32>,  // of the tokens that survive top-p and are not listed
+  list: array<Candidate>,
+}
+
+@group(0) @binding(4) var<storage, read> keys_sample: array<u32>;
+@group(0) @binding(5) var<storage, read> weights_sample: array<u32>;
+@group(0) @binding(6) var<storage, read> candidates_sample: Candidates_sample;
+@group(0) @binding(7) var<storage, read> span_weights_sample: array<vec2<u32>>;
+
+var<workgroup> draws: bool;
+
 // Whether this step draws a token: not when the arg-max is wanted, nor after the end, nor inside a prompt.
-fn sampling_runs() -> bool {
+fn sampling_runs_sample() -> bool {
   return sequence.sampling != 0u && sequence.stop == 0u && sequence.total_length == sequence.n_tokens;
 }
 
@@ -171,46 +472,46 @@ fn add_to_bin(bin: u32, value: u32) {
   }
 }
 
-fn bin_sum(bin: u32) -> vec2<u32> {
+fn bin_sum_sample(bin: u32) -> vec2<u32> {
   return vec2<u32>(atomicLoad(&lows[bin]), atomicLoad(&highs[bin]));
 }
 
 // A thread reads four candidates at a time, so that it waits for memory once. Behind the last candidate it
 // reads that one again.
 fn listed(i: u32, step: u32) -> u32 {
-  return min(i + step * THREADS, candidates.count - 1u);
+  return min(i + step * THREADS, candidates_sample.count - 1u);
 }
 
 fn four_keys(i: u32) -> vec4<u32> {
   return vec4<u32>(
-    candidates.list[i].key,
-    candidates.list[listed(i, 1u)].key,
-    candidates.list[listed(i, 2u)].key,
-    candidates.list[listed(i, 3u)].key,
+    candidates_sample.list[i].key,
+    candidates_sample.list[listed(i, 1u)].key,
+    candidates_sample.list[listed(i, 2u)].key,
+    candidates_sample.list[listed(i, 3u)].key,
   );
 }
 
 fn four_weights(i: u32) -> vec4<u32> {
   return vec4<u32>(
-    candidates.list[i].weight,
-    candidates.list[listed(i, 1u)].weight,
-    candidates.list[listed(i, 2u)].weight,
-    candidates.list[listed(i, 3u)].weight,
+    candidates_sample.list[i].weight,
+    candidates_sample.list[listed(i, 1u)].weight,
+    candidates_sample.list[listed(i, 2u)].weight,
+    candidates_sample.list[listed(i, 3u)].weight,
   );
 }
 
 fn four_tokens(i: u32) -> vec4<u32> {
   return vec4<u32>(
-    candidates.list[i].token,
-    candidates.list[listed(i, 1u)].token,
-    candidates.list[listed(i, 2u)].token,
-    candidates.list[listed(i, 3u)].token,
+    candidates_sample.list[i].token,
+    candidates_sample.list[listed(i, 1u)].token,
+    candidates_sample.list[listed(i, 2u)].token,
+    candidates_sample.list[listed(i, 3u)].token,
   );
 }
 
 // Which of the four are not behind the last one.
 fn four_listed(i: u32) -> vec4<bool> {
-  return vec4<u32>(i) + THREADS * vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(candidates.count);
+  return vec4<u32>(i) + THREADS * vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(candidates_sample.count);
 }
 
 // How many of the low bits of their keys the candidates differ in. The others are the same for most lists,
@@ -221,9 +522,9 @@ fn differing_bits(thread: u32) -> u32 {
   }
   workgroupBarrier();
   var bits = 0u;
-  for (var i = thread; i < candidates.count; i += 4u * THREADS) {
-    let keys = four_keys(i) ^ vec4<u32>(candidates.list[0].key);
-    bits |= keys.x | keys.y | keys.z | keys.w;
+  for (var i = thread; i < candidates_sample.count; i += 4u * THREADS) {
+    let keys_sample = four_keys(i) ^ vec4<u32>(candidates_sample.list[0].key);
+    bits |= keys_sample.x | keys_sample.y | keys_sample.z | keys_sample.w;
   }
   atomicOr(&differing, bits);
   workgroupBarrier();
@@ -239,15 +540,15 @@ fn threshold(thread: u32, by_weight: bool, least: vec2<u32>) -> u32 {
   var missing = least;
   var n_bits = differing_bits(thread);  // still to be found
   var mask = select(0u, ~0u << n_bits, n_bits < 32u);
-  var prefix = ~candidates.list[0].key & mask;  // of ~key: the greatest key first
+  var prefix = ~candidates_sample.list[0].key & mask;  // of ~key: the greatest key first
   while (n_bits > 0u) {
     let shift = max(n_bits, 4u) - 4u;
     clear_bins(thread);
-    for (var i = thread; i < candidates.count; i += 4u * THREADS) {
-      let keys = ~four_keys(i);
+    for (var i = thread; i < candidates_sample.count; i += 4u * THREADS) {
+      let keys_sample = ~four_keys(i);
       let amounts = select(vec4<u32>(1u), four_weights(i), by_weight);
-      let bins = (keys >> vec4<u32>(shift)) & vec4<u32>(0xfu);
-      let counts = four_listed(i) & (((keys ^ vec4<u32>(prefix)) & vec4<u32>(mask)) == vec4<u32>(0u));
+      let bins = (keys_sample >> vec4<u32>(shift)) & vec4<u32>(0xfu);
+      let counts = four_listed(i) & (((keys_sample ^ vec4<u32>(prefix)) & vec4<u32>(mask)) == vec4<u32>(0u));
       if (counts.x) {
         add_to_bin(bins.x, amounts.x);
       }
@@ -262,7 +563,7 @@ fn threshold(thread: u32, by_weight: bool, least: vec2<u32>) -> u32 {
       }
     }
     workgroupBarrier();
-    let value = bin_sum(thread);
+    let value = bin_sum_sample(thread);
     let end = find_thread(thread, running_sum(thread, value), value, missing);
     prefix |= end.x << shift;
     mask |= 0xfu << shift;
@@ -275,12 +576,12 @@ fn threshold(thread: u32, by_weight: bool, least: vec2<u32>) -> u32 {
 // The weight of the candidates with `key` or a greater one.
 fn weight_down_to(thread: u32, key: u32) -> vec2<u32> {
   var sum = vec2<u32>(0u, 0u);
-  for (var i = thread; i < candidates.count; i += 4u * THREADS) {
-    let weights = select(vec4<u32>(0u), four_weights(i), four_listed(i) & (four_keys(i) >= vec4<u32>(key)));
-    sum = add_wide(sum, vec2<u32>(weights.x, 0u));
-    sum = add_wide(sum, vec2<u32>(weights.y, 0u));
-    sum = add_wide(sum, vec2<u32>(weights.z, 0u));
-    sum = add_wide(sum, vec2<u32>(weights.w, 0u));
+  for (var i = thread; i < candidates_sample.count; i += 4u * THREADS) {
+    let weights_sample = select(vec4<u32>(0u), four_weights(i), four_listed(i) & (four_keys(i) >= vec4<u32>(key)));
+    sum = add_wide(sum, vec2<u32>(weights_sample.x, 0u));
+    sum = add_wide(sum, vec2<u32>(weights_sample.y, 0u));
+    sum = add_wide(sum, vec2<u32>(weights_sample.z, 0u));
+    sum = add_wide(sum, vec2<u32>(weights_sample.w, 0u));
   }
   running_sum(thread, sum);
   return total();
@@ -300,22 +601,22 @@ fn random_word() -> u32 {
 // their running sum is over a random fraction of their total.
 fn drawn(thread: u32) -> u32 {
   var least_key = 0u;
-  var weight_kept = candidates.all_weight;
-  if (candidates.top_k != 0u) {
-    least_key = threshold(thread, false, vec2<u32>(candidates.top_k, 0u));
+  var weight_kept = candidates_sample.all_weight;
+  if (candidates_sample.top_k != 0u) {
+    least_key = threshold(thread, false, vec2<u32>(candidates_sample.top_k, 0u));
     weight_kept = weight_down_to(thread, least_key);
   }
-  if (candidates.top_p != 0u) {
-    let least = least_one(fraction_of(weight_kept, candidates.top_p));
-    least_key = threshold(thread, true, subtract_wide(least, candidates.weight_above));
+  if (candidates_sample.top_p != 0u) {
+    let least = least_one(fraction_of(weight_kept, candidates_sample.top_p));
+    least_key = threshold(thread, true, subtract_wide(least, candidates_sample.weight_above));
   }
 
   // A thread per span of the vocabulary.
   clear_bins(thread);
-  for (var i = thread; i < candidates.count; i += 4u * THREADS) {
-    let weights = four_weights(i);
-    let survives = (four_keys(i) >= vec4<u32>(least_key)) & (weights >= vec4<u32>(sequence.min_p));
-    let amounts = select(vec4<u32>(0u), weights, four_listed(i) & survives);
+  for (var i = thread; i < candidates_sample.count; i += 4u * THREADS) {
+    let weights_sample = four_weights(i);
+    let survives = (four_keys(i) >= vec4<u32>(least_key)) & (weights_sample >= vec4<u32>(sequence.min_p));
+    let amounts = select(vec4<u32>(0u), weights_sample, four_listed(i) & survives);
     let spans = four_tokens(i) / SPAN;
     add_to_bin(spans.x, amounts.x);
     add_to_bin(spans.y, amounts.y);
@@ -323,9 +624,9 @@ fn drawn(thread: u32) -> u32 {
     add_to_bin(spans.w, amounts.w);
   }
   workgroupBarrier();
-  var value = bin_sum(thread);
+  var value = bin_sum_sample(thread);
   if (thread < N_SPANS) {
-    value = add_wide(value, span_weights[thread]);
+    value = add_wide(value, span_weights_sample[thread]);
   }
   var upto = running_sum(thread, value);
   // The first survivor where a draw is not wanted; 1 is the least running sum there is.
@@ -338,7 +639,7 @@ fn drawn(thread: u32) -> u32 {
   let end = min(begin + TOKENS_PER_THREAD, VOCAB_SIZE);
   value = vec2<u32>(0u, 0u);
   for (var i = begin; i < end; i++) {
-    value = add_wide(value, vec2<u32>(surviving_weight(keys[i], weights[i], least_key), 0u));
+    value = add_wide(value, vec2<u32>(surviving_weight(keys_sample[i], weights_sample[i], least_key), 0u));
   }
   upto = running_sum(thread, value);
   let place = find_thread(thread, upto, value, subtract_wide(target_sum, span.yz));
@@ -346,7 +647,7 @@ fn drawn(thread: u32) -> u32 {
   var missing = subtract_wide(subtract_wide(target_sum, span.yz), place.yz);
   let first = span.x * SPAN + place.x * TOKENS_PER_THREAD;
   for (var token = first; token < min(first + TOKENS_PER_THREAD, VOCAB_SIZE); token++) {
-    let weight = vec2<u32>(surviving_weight(keys[token], weights[token], least_key), 0u);
+    let weight = vec2<u32>(surviving_weight(keys_sample[token], weights_sample[token], least_key), 0u);
     if (!is_less(weight, missing)) {
       return token;
     }
@@ -356,9 +657,9 @@ fn drawn(thread: u32) -> u32 {
 }
 
 @compute @workgroup_size(16, 1, 1)
-fn main(@builtin(local_invocation_index) thread: u32) {
+fn sample(@builtin(local_invocation_index) thread: u32) {
   if (thread == 0u) {
-    draws = sampling_runs();
+    draws = sampling_runs_sample();
   }
   var token = 0u;
   if (workgroupUniformLoad(&draws)) {
@@ -370,37 +671,4 @@ fn main(@builtin(local_invocation_index) thread: u32) {
     token = min(token, VOCAB_SIZE - 1u);  // all NaN: still a token
     advance(token);
   }
-}
-
-fn most_likely(thread: u32) -> u32 {
-  var value = -3.4028234e38;
-  var index = 0xffffffffu;
-  for (var i = thread; i < N_PARTIALS; i += THREADS) {
-    if (is_better(partial_values[i], partial_indices[i], value, index)) {
-      value = partial_values[i];
-      index = partial_indices[i];
-    }
-  }
-  reduce_argmax(thread, value, index);
-  return indices[0];
-}
-
-fn advance(token: u32) {
-  if (sequence.stop != 0u) { return; }
-  let past_length = sequence.total_length;
-  let is_last_chunk = past_length == sequence.n_tokens;
-  sequence.past_length = past_length;
-  sequence.length = 1u;
-  sequence.total_length = past_length + 1u;
-  sequence.call_length = max(past_length + 1u, sequence.n_tokens);
-  if (!is_last_chunk) { return; }
-  for (var i = 0u; i < sequence.n_stop_tokens; i++) {
-    if (token == sequence.stop_tokens[i]) {
-      sequence.stop = STOP_TOKEN;
-      return;
-    }
-  }
-  tokens[sequence.n_tokens] = i32(token);
-  sequence.n_tokens += 1u;
-  if (sequence.n_tokens >= sequence.limit) { sequence.stop = STOP_LIMIT; }
 }
