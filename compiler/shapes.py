@@ -16,35 +16,30 @@ from types import MappingProxyType
 
 @dataclass(frozen=True, slots=True)
 class GemvLayout:
-    """The workgroup of a GEMV, in powers of two: `lanes` of its `threads` walk along K of the same rows.
-
-    `rows` (4 or more) is how many rows of W a thread takes at once. Where a workgroup writes whole blocks of
-    int8, as after a gated product and a residual, their number decides it instead.
-    """
+    """The workgroup of a GEMV, in powers of two: `lanes` of its `threads` walk along K of the same rows."""
 
     threads: int
     lanes: int
-    rows: int = 0
 
     def __str__(self) -> str:
-        rows = f", {self.rows} rows" if self.rows else ""
-        return f"{self.threads} threads, {self.lanes} lanes{rows}"
+        return f"{self.threads} threads, {self.lanes} lanes"
 
 
 @dataclass(frozen=True, slots=True)
 class Shapes:
     """How kernels are laid out on a GPU.
 
-    `project` is for products whose output goes on as it is (QKV above all), `residual` for those that add the
-    residual and normalise, `gated` for gate and up, `head` for the LM head with its arg-max. `project.lanes`
-    is the most; short rows get fewer. A workgroup of decode attention takes `tile` cache positions at a time,
-    and at most `splits` workgroups, up to 32, share a KV head's.
+    `project` is for products whose output goes on as it is (QKV above all), `head` for the LM head with its
+    arg-max. `project.lanes` is the most; short rows get fewer. Those that write int8 have one block per
+    workgroup, and here only their lanes: `residual` adds the residual and normalises, `gated` is for gate and
+    up. Lanes are 16 or more. A workgroup of decode attention takes `tile` cache positions at a time, and at
+    most `splits` workgroups, up to 32, share a KV head's.
     """
 
-    project: GemvLayout = GemvLayout(64, 128, 8)
-    residual: GemvLayout = GemvLayout(256, 64)
-    gated: GemvLayout = GemvLayout(128, 16)
-    head: GemvLayout = GemvLayout(256, 16, 4)
+    project: GemvLayout = GemvLayout(128, 32)
+    residual: int = 64
+    gated: int = 16
+    head: GemvLayout = GemvLayout(256, 16)
     tile: int = 32
     splits: int = 32
 
@@ -54,17 +49,11 @@ GENERIC = Shapes()
 BY_VENDOR = MappingProxyType(
     {
         # Cores of 64 lanes (32 since RDNA): wide rows suit both.
-        "amd": replace(GENERIC, head=GemvLayout(256, 32, 4)),
+        "amd": replace(GENERIC, head=GemvLayout(256, 32)),
         # SIMD groups of 32; unified memory is slow against arithmetic, so little sharing and many workgroups.
-        "apple": replace(GENERIC, residual=GemvLayout(128, 32), head=GemvLayout(128, 32, 4)),
+        "apple": replace(GENERIC, residual=32, head=GemvLayout(128, 32)),
         # 8 to 32 lanes and few threads per core: small workgroups.
-        "intel": replace(
-            GENERIC,
-            project=GemvLayout(64, 32, 4),
-            residual=GemvLayout(64, 16),
-            gated=GemvLayout(64, 8),
-            head=GemvLayout(64, 16, 4),
-        ),
+        "intel": replace(GENERIC, project=GemvLayout(64, 32), residual=16, head=GemvLayout(64, 16)),
         "nvidia": GENERIC,
     }
 )
@@ -73,20 +62,10 @@ BY_VENDOR = MappingProxyType(
 
 CHOICES = MappingProxyType(
     {
-        "project": tuple(
-            GemvLayout(threads, lanes, rows)
-            for threads in (64, 256)
-            for lanes in (32, 64, 128)
-            for rows in (4, 8)
-        ),
-        "residual": tuple(GemvLayout(threads, lanes) for threads in (64, 128, 256) for lanes in (16, 32, 64)),
-        "gated": tuple(GemvLayout(threads, lanes) for threads in (64, 128, 256) for lanes in (8, 16, 32)),
-        "head": tuple(
-            GemvLayout(threads, lanes, rows)
-            for threads in (64, 128, 256)
-            for lanes in (8, 16, 32)
-            for rows in (4, 8)
-        ),
+        "project": tuple(GemvLayout(threads, lanes) for threads in (64, 128, 256) for lanes in (32, 64, 128)),
+        "residual": (16, 32, 64),
+        "gated": (16, 32),
+        "head": tuple(GemvLayout(threads, lanes) for threads in (64, 128, 256) for lanes in (16, 32)),
         "tile": (16, 32, 64),
         "splits": (8, 16, 32),
     }

@@ -63,7 +63,7 @@ def rows(result: Result) -> list[Row]:
     return found
 
 
-UNITS = {"tile": "positions", "splits": "workgroups"}
+UNITS = {"residual": "lanes", "gated": "lanes", "tile": "positions", "splits": "workgroups"}
 """Of the fields of `Shapes` that are numbers."""
 
 

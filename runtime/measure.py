@@ -34,7 +34,7 @@ SOFTWARE_COLD_NBYTES = 32 << 20
 ALIGNMENT = 256
 MIN_DISPATCHES, MAX_DISPATCHES = 16, 256  # timed together
 REPEATS = 5
-WARM_UP_SECONDS = 0.02  # the one before has only just ended
+WARM_UP_SECONDS = 0.1  # an idle GPU lowers its clocks
 SLOW_SECONDS = 0.01  # a round of all copies is not repeated within one measurement
 
 Json = dict[str, Any]

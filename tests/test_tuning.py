@@ -78,12 +78,12 @@ def test_the_fastest_of_each_field_is_taken(lower: Lower) -> None:
     def cost(wgsl: str) -> float:
         if "const TILE = 64u" in wgsl:  # of attention and of its reduction
             return 0.5
-        if "TILE_OUTPUTS" in wgsl and "const LANES = 8u" in wgsl and "const THREADS = 64u" in wgsl:
+        if "TILE_OUTPUTS" in wgsl and "const LANES = 32u" in wgsl:
             return 0.25
         return 1
 
     found, _ = tuned(lower, cost)
-    assert found.target.shapes == replace(GENERIC, gated=GemvLayout(64, 8), tile=64)
+    assert found.target.shapes == replace(GENERIC, gated=32, tile=64)
     assert found.target.name == "tuned-nvidia-h200"
     assert found.target.features == TARGETS["f16-subgroups"].features
     layers = CONFIG.n_layers
@@ -168,8 +168,8 @@ def test_names_and_first_guess(adapter: AdapterFacts, name: str) -> None:
 @pytest.fixture(scope="module")
 def few_choices() -> Any:
     """Software Vulkan compiles a kernel for a tenth of a second: three values besides the table's."""
-    few = {**dict.fromkeys(FIELDS, ()), "residual": (GemvLayout(64, 16),), "tile": (64,)}
-    few["head"] = (GemvLayout(64, 8, 8),)
+    few = {**dict.fromkeys(FIELDS, ()), "residual": (16,), "tile": (64,)}
+    few["head"] = (GemvLayout(64, 16),)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shapes, "CHOICES", few)
         yield few
@@ -213,10 +213,10 @@ def test_other_shapes_give_the_same_answers(artifacts: Any, tmp_path: Path) -> N
     """Every field is another one; int8: a sum in another order may round to its other neighbour."""
     other = replace(
         GENERIC,
-        project=GemvLayout(256, 32, 4),
-        residual=GemvLayout(64, 16),
-        gated=GemvLayout(64, 8),
-        head=GemvLayout(64, 32, 8),
+        project=GemvLayout(256, 32),
+        residual=16,
+        gated=32,
+        head=GemvLayout(64, 32),
         tile=16,
         splits=4,
     )

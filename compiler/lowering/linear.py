@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from ..program import Binding, Constant, Kernel
 from ..sequence import SEQUENCE
-from ..shapes import GENERIC, GemvLayout, Shapes
+from ..shapes import GENERIC, Shapes
+from ..target import SPEC_LIMITS
 from .builder import fold_grid
 from .linear_epilogue import (
     Argmax,
@@ -28,6 +29,9 @@ from .linear_epilogue import (
 from .linear_format import Linear, Segment, params_words
 from .quantize import quantized_scales, quantized_squares, quantized_tensor
 
+MIN_LANES = 16
+THREAD_ROWS = 4  # rows of W that a thread of a GEMV takes together
+FLOAT_OUTPUTS = 16  # of a gated product in f32, per workgroup
 TILE_N = 64  # rows of W per workgroup of a GEMM
 PART = 64  # values along K that an int8 GEMM sums up before it adds them to the rest
 FLOAT_STEP = 32  # values along K in a tile of a GEMM in f32
@@ -39,22 +43,21 @@ MOST_ROWS = 16  # rows of int8 x that a GEMM takes without tiles
 class GemvShape:
     """How a GEMV runs, in powers of two.
 
-    `lanes` threads walk together along K of the same `rows` rows of W and add up what they have in
-    workgroup memory, so that no subgroup size matters.
+    `lanes` threads walk together along K of the same four rows of W and add up what they have in workgroup
+    memory, so that no subgroup size matters.
     """
 
     threads: int
     lanes: int
-    rows: int
 
     @property
     def tile_rows(self) -> int:
         """Rows of W per workgroup."""
-        return self.threads // self.lanes * self.rows
+        return self.threads // self.lanes * THREAD_ROWS
 
     def __post_init__(self) -> None:
-        if not self.rows <= self.lanes <= self.threads:
-            raise ValueError(f"{self}: a row of sums is added up by at least one thread")
+        if not MIN_LANES <= self.lanes <= self.threads:
+            raise ValueError(f"{self}: a row's sums are vectors of four sums of four")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +104,9 @@ def gemv(
     """y [1, n] f32 from one row of x: f32 [1, k], or with int8 activations as `quantize` writes it.
 
     `shape` is chosen from `shapes` unless it is given. With `sequence` the kernel does nothing once
-    `sequence.stop` is set. `x_epsilon`: x is what `Residual`
-    wrote, and lacks the factor of an RMSNorm with this epsilon. Raises ValueError where a kernel would
-    need more than eight storage buffers, or an epilogue does not fit the `Linear`.
+    `sequence.stop` is set. `x_epsilon`: x is what `Residual` wrote, and lacks the factor of an RMSNorm with
+    this epsilon. Raises ValueError where a kernel would need more than eight storage buffers, or an epilogue
+    does not fit the `Linear`.
     """
     epilogue = epilogue or Plain()
     check(linear, epilogue)
@@ -119,7 +122,9 @@ def gemv(
         constants = {
             **layer_constants(linear, segment, x_limit=linear.n_chunks * linear.chunk, x_int8=int8),
             **epilogue_constants(epilogue, linear),
-            **_shape_constants(shape),
+            "lanes": shape.lanes,
+            "tile_rows": shape.tile_rows,
+            "two_scales": int8 and linear.chunk == 32,
             "rows": 1,
             "x_epsilon": x_epsilon or 0,
             "x_squares": quantized_squares(linear.k, linear.int8_block),
@@ -273,36 +278,23 @@ def n_partials(linear: Linear, shape: GemvShape | None = None, shapes: Shapes = 
 
 
 def gemv_shape(linear: Linear, epilogue: Epilogue, shapes: Shapes) -> GemvShape:
-    """Rows for many loads in flight; outputs in whole int8 blocks where they are blocks."""
+    """The layout of `shapes` for what the product is for; a workgroup writes one block of int8."""
     if isinstance(epilogue, Residual):
-        return _blocks(shapes.residual, epilogue.block)
-    if isinstance(epilogue, Gated) and epilogue.y_block:
-        return _blocks(shapes.gated, 2 * epilogue.y_block)
+        return _block_shape(epilogue.block, shapes.residual)
     if isinstance(epilogue, Gated):
-        return GemvShape(shapes.gated.threads, shapes.gated.lanes, shapes.gated.rows or 8)
+        return _block_shape(2 * (epilogue.y_block or FLOAT_OUTPUTS), shapes.gated)
     if isinstance(epilogue, Argmax):
         # A head's partial maxima are read by one workgroup: some thousand are few enough.
-        return GemvShape(shapes.head.threads, shapes.head.lanes, shapes.head.rows)
-    project = shapes.project
-    lanes = min(next((n for n in (32, 64) if n >= linear.n_chunks), 128), project.lanes)
-    rows = project.rows if linear.matrix_rows >= 2048 else max(4, project.rows // 2)  # fours rotate together
-    return GemvShape(max(lanes, project.threads), lanes, rows)
+        return GemvShape(shapes.head.threads, shapes.head.lanes)
+    lanes = min(next((n for n in (32, 64) if n >= linear.n_chunks), 128), shapes.project.lanes)
+    return GemvShape(max(lanes, shapes.project.threads), lanes)
 
 
-def _blocks(layout: GemvLayout, tile_rows: int) -> GemvShape:
-    """As `layout` has it, with the rows per thread that make `tile_rows` rows of W per workgroup."""
-    threads = min(layout.threads, tile_rows * layout.lanes // 2)  # a thread has two rows or more
-    rows = min(tile_rows * layout.lanes // threads, layout.lanes)
-    return GemvShape(tile_rows * layout.lanes // rows, layout.lanes, rows)
-
-
-def _shape_constants(shape: GemvShape) -> dict[str, Constant]:
-    return {
-        "lanes": shape.lanes,
-        "thread_rows": shape.rows,
-        "tile_rows": shape.tile_rows,
-        "parts": shape.lanes // shape.rows,
-    }
+def _block_shape(rows: int, lanes: int) -> GemvShape:
+    """A workgroup for `rows` rows of W, with as many lanes as it has room for."""
+    groups = rows // THREAD_ROWS
+    lanes = min(lanes, SPEC_LIMITS["max-compute-invocations-per-workgroup"] // groups)
+    return GemvShape(groups * lanes, lanes)
 
 
 def _gemv_groups(linear: Linear, segment: Segment, shape: GemvShape) -> int:
@@ -332,6 +324,7 @@ def layer_constants(linear: Linear, segment: Segment, x_limit: int, x_int8: bool
         "matrix_rows": rows,
         "chunk": linear.chunk,
         "x_block": linear.int8_block,
+        "two_scales": False,
         "n_chunks": linear.n_chunks,
         "row_chunks": linear.padded_k // linear.chunk,
         "block_size": linear.block_size,

@@ -110,7 +110,7 @@ def _threads(builder: Builder) -> int:
 
 def _scan_nbytes(threads: int) -> int:
     """Workgroup memory of a running sum in 64 bits."""
-    return 8 * threads + 16
+    return 16 * threads + 16
 
 
 def spans(vocab_size: int, threads: int = SAMPLE_THREADS) -> tuple[int, int]:
