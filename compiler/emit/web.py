@@ -82,7 +82,7 @@ def joined_runtime() -> str:
         text = untyped(_IMPORT.sub("", text))
         if name != "runtime":
             text = _EXPORT.sub("", text)
-        parts.append(f"// {name}\n{text.strip()}\n")
+        parts.append(f"{text.strip()}\n")
     return re.sub(r"\n{3,}", "\n\n", "\n".join(parts))
 
 

@@ -23,6 +23,9 @@ from ..program import Kernel
 from ..target import Target
 from .trim import Paragraph, reached, written
 
+_VECTOR = re.compile(r"\bvec([234])<(f32|u32|i32|f16)>")
+_SHORT = {"f32": "f", "u32": "u", "i32": "i", "f16": "h"}
+"""WGSL's own names of vectors: vec4f is vec4<f32>."""
 _NUMBER = re.compile(r"[0-9]{1,6}(?![0-9])")
 _LINE_BREAKS = re.compile(r"[\x00-\x1f\x7f\u0085\u2028\u2029]|\*/")
 
@@ -70,7 +73,7 @@ def declarations(kernel: Kernel, target: Target) -> list[Paragraph]:
     )
     if missing := set(bindings) - declared:
         raise ValueError(f"{kernel.template} does not declare {sorted(missing)} of kernel {kernel.name}")
-    return reached(text)
+    return reached(_VECTOR.sub(lambda found: f"vec{found[1]}{_SHORT[found[2]]}", text))
 
 
 def finished(text: str) -> str:

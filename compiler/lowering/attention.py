@@ -246,7 +246,8 @@ def decode_attention(
         ),
         nodes=nodes,
         workgroup_nbytes=16 * attention.served * attention.fours
-        + 4 * attention.served * (THREADS + 2 * SEGMENTS + 1)
+        + 4 * attention.served * (THREADS + SEGMENTS + 1)
+        + 16 * attention.tile * -(-attention.served // 4)
         + 16 * batch * slices * attention.fours,
         work=2 * attention.heads * visible * attention.head_size,
         worst_grid=attention.decode_grid if grid else None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 
 from ..passes.function_bodies import INT8_BLOCK
-from ..program import Access, Binding, Kernel, Tensor
+from ..program import Access, Binding, DType, Kernel, Tensor
 from .builder import Op, lower, reads, writes
 from .quantize import quantized_scales, quantized_squares, write_int8
 
@@ -50,7 +50,14 @@ def _check_axis(op: Op) -> None:
 def _norm(
     op: Op, *, weight: int, y: int, skip: int | None = None, added: int | None = None, y_int8: bool = False
 ) -> Kernel:
-    """Inputs and outputs by position; with `y_int8` output 0 is int8, and `y` is there if it is read."""
+    """Inputs and outputs by position; with `y_int8` output 0 is int8, and `y` is there if it is read.
+
+    The sum is written also where nobody reads it, after the last layer: a shader less.
+    """
+    sum_out = None
+    if added is not None:
+        unread = not op.has_output(added)
+        sum_out = op.scratch("sum", DType.F32, op.shape(0)) if unread else op.write(added)
     return norm_kernel(
         op,
         op.read(0),
@@ -59,7 +66,7 @@ def _norm(
         bias=op.read(3) if skip is not None and op.value(3) is not None else None,
         y_int8=write_int8(op) if y_int8 else None,
         y=op.write(y) if not y_int8 or op.has_output(y) else None,
-        sum_out=op.write(added) if added is not None and op.has_output(added) else None,
+        sum_out=sum_out,
     )
 
 

@@ -44,13 +44,12 @@ export function capture(device, steps, ranges, launches, buffers, pipelines) {
 
 /** The hot loop. @param {GPUCommandEncoder} encoder @param {Iterable<Prepared>} work */
 export function encode(encoder, work) {
-  /** @type {GPUComputePassEncoder | null} one for all dispatches between two copies: to begin one is dear */
-  let pass = null;
+  /** @type {GPUComputePassEncoder | undefined | void} one for all dispatches between copies: to begin one is dear */
+  let pass;
   for (const program of work) {
     for (const part of program) {
       if ("copy" in part) {
-        pass?.end();
-        pass = null;
+        pass = pass?.end();
         encoder.copyBufferToBuffer(...part.copy);
         continue;
       }
