@@ -91,6 +91,8 @@ class _Text:
     def unit(self) -> Unit:
         kernel = self.kernels[0]
         name = _UNSAFE.sub("_", kernel.name.lower()).strip("_")[:64] or "kernel"
+        if "_" not in name:  # `where` and others are WGSL's own words
+            name += "_main"
         return Unit(name, declarations(kernel, self.target))
 
 

@@ -3,10 +3,10 @@ struct Sequence {
 }
 
 @group(0) @binding(0) var<storage, read> sequence: Sequence;
-@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> x: array<vec4f>;
 
 // Four activations of a row, from 4 * quad on.
-fn activation(row: u32, quad: u32) -> vec4<f32> {
+fn activation(row: u32, quad: u32) -> vec4f {
   return x[row * 16u + quad];
 }
 
@@ -19,8 +19,8 @@ fn bias(row: u32) -> f32 {
 override N: u32 = 128u;  // outputs
 
 // The rows of W behind the `quad`-th four columns; the last ones repeat instead of running past the end.
-fn weight_rows(quad: u32) -> vec4<u32> {
-  return min(4u * quad + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(N - 1u));
+fn weight_rows(quad: u32) -> vec4u {
+  return min(4u * quad + vec4u(0u, 1u, 2u, 3u), vec4u(N - 1u));
 }
 
 // A workgroup computes 16 rows of y by 64 rows of W, a thread 4 by 4.
@@ -30,18 +30,18 @@ override STEPS: u32 = 2u;
 const X_QUADS = 4u;  // fours of rows of x in a tile
 const W_QUADS = 16u;  // fours of rows of W in a tile
 
-var<workgroup> x_tile: array<vec4<f32>, 128>;  // [k][four rows of x]
-var<workgroup> w_tile: array<vec4<f32>, 512>;  // [k][four rows of W]
+var<workgroup> x_tile: array<vec4f, 128>;  // [k][four rows of x]
+var<workgroup> w_tile: array<vec4f, 512>;  // [k][four rows of W]
 
-@group(0) @binding(2) var<storage, read> weights: array<vec2<u32>>;
+@group(0) @binding(2) var<storage, read> weights: array<vec2u>;
 
 override ROW_QUADS: u32 = 16u;  // of four weights
 
 // Four weights of a row, k = 32 * step + 4 * part and on.
-fn weights_at(row: u32, step: u32, part: u32) -> vec4<f32> {
+fn weights_at(row: u32, step: u32, part: u32) -> vec4f {
   let quad = min(8u * step + part, ROW_QUADS - 1u);  // behind the row x is 0
   let words = weights[row * ROW_QUADS + quad];
-  return vec4<f32>(unpack2x16float(words.x), unpack2x16float(words.y));
+  return vec4f(unpack2x16float(words.x), unpack2x16float(words.y));
 }
 
 // Where in the tile weight i of `part` lies along K.
@@ -51,9 +51,9 @@ fn weight_k(part: u32, i: u32) -> u32 {
 
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;
 
-fn store(row: u32, column: u32, total: vec4<f32>) {
+fn store(row: u32, column: u32, total: vec4f) {
   let w_rows = weight_rows(column / 4u);
-  let v = total + vec4<f32>(bias(w_rows.x), bias(w_rows.y), bias(w_rows.z), bias(w_rows.w));
+  let v = total + vec4f(bias(w_rows.x), bias(w_rows.y), bias(w_rows.z), bias(w_rows.w));
   let at = row * 128u + column;
   y[at] = v.x;
   y[at + 1u] = v.y;
@@ -65,31 +65,31 @@ fn store(row: u32, column: u32, total: vec4<f32>) {
 //   /model/layers.0/attn/qkv_proj/MatMul
 //   /model/layers.0/attn/qkv_proj/Add
 @compute @workgroup_size(64, 1, 1)
-fn gemm_f16(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+fn gemm_f16(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
   let first_row = group.y * 16u;
   if (first_row >= sequence.length) {
     return;  // no token in these rows
   }
   let w_quad = thread % W_QUADS;
   let x_quad = thread / W_QUADS * 1u;
-  var sum0 = vec4<f32>();
-  var sum1 = vec4<f32>();
-  var sum2 = vec4<f32>();
-  var sum3 = vec4<f32>();
+  var sum0 = vec4f();
+  var sum1 = vec4f();
+  var sum2 = vec4f();
+  var sum3 = vec4f();
   for (var step = 0u; step < STEPS; step++) {
     for (var item = thread; item < X_QUADS * 8u; item += THREADS) {
       let quad = item / 8u;
       let part = item % 8u;
-      let rows = min(first_row + 4u * quad + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(sequence.length - 1u));
+      let rows = min(first_row + 4u * quad + vec4u(0u, 1u, 2u, 3u), vec4u(sequence.length - 1u));
       let a = activation(rows.x, 8u * step + part);
       let b = activation(rows.y, 8u * step + part);
       let c = activation(rows.z, 8u * step + part);
       let d = activation(rows.w, 8u * step + part);
       let to = 4u * part * X_QUADS + quad;
-      x_tile[to] = vec4<f32>(a.x, b.x, c.x, d.x);
-      x_tile[to + X_QUADS] = vec4<f32>(a.y, b.y, c.y, d.y);
-      x_tile[to + 2u * X_QUADS] = vec4<f32>(a.z, b.z, c.z, d.z);
-      x_tile[to + 3u * X_QUADS] = vec4<f32>(a.w, b.w, c.w, d.w);
+      x_tile[to] = vec4f(a.x, b.x, c.x, d.x);
+      x_tile[to + X_QUADS] = vec4f(a.y, b.y, c.y, d.y);
+      x_tile[to + 2u * X_QUADS] = vec4f(a.z, b.z, c.z, d.z);
+      x_tile[to + 3u * X_QUADS] = vec4f(a.w, b.w, c.w, d.w);
     }
     for (var item = thread; item < W_QUADS * 8u; item += THREADS) {
       let quad = item / 8u;
@@ -99,10 +99,10 @@ fn gemm_f16(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
       let b = weights_at(rows.y, step, part);
       let c = weights_at(rows.z, step, part);
       let d = weights_at(rows.w, step, part);
-      w_tile[weight_k(part, 0u) * W_QUADS + quad] = vec4<f32>(a.x, b.x, c.x, d.x);
-      w_tile[weight_k(part, 1u) * W_QUADS + quad] = vec4<f32>(a.y, b.y, c.y, d.y);
-      w_tile[weight_k(part, 2u) * W_QUADS + quad] = vec4<f32>(a.z, b.z, c.z, d.z);
-      w_tile[weight_k(part, 3u) * W_QUADS + quad] = vec4<f32>(a.w, b.w, c.w, d.w);
+      w_tile[weight_k(part, 0u) * W_QUADS + quad] = vec4f(a.x, b.x, c.x, d.x);
+      w_tile[weight_k(part, 1u) * W_QUADS + quad] = vec4f(a.y, b.y, c.y, d.y);
+      w_tile[weight_k(part, 2u) * W_QUADS + quad] = vec4f(a.z, b.z, c.z, d.z);
+      w_tile[weight_k(part, 3u) * W_QUADS + quad] = vec4f(a.w, b.w, c.w, d.w);
     }
     workgroupBarrier();
     for (var k = 0u; k < 32u; k++) {
@@ -133,7 +133,7 @@ fn gemm_f16(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
 
 @group(0) @binding(3) var<storage, read_write> y_2: array<f32>;
 
-fn store_2(row: u32, column: u32, total: vec4<f32>) {
+fn store_2(row: u32, column: u32, total: vec4f) {
   let at = row * 64u + column;
   y_2[at] = total.x;
   y_2[at + 1u] = total.y;
@@ -144,31 +144,31 @@ fn store_2(row: u32, column: u32, total: vec4<f32>) {
 // ONNX nodes:
 //   /model/layers.0/attn/o_proj/MatMul
 @compute @workgroup_size(64, 1, 1)
-fn gemm_f16_2(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+fn gemm_f16_2(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
   let first_row = group.y * 16u;
   if (first_row >= sequence.length) {
     return;  // no token in these rows
   }
   let w_quad = thread % W_QUADS;
   let x_quad = thread / W_QUADS * 1u;
-  var sum0 = vec4<f32>();
-  var sum1 = vec4<f32>();
-  var sum2 = vec4<f32>();
-  var sum3 = vec4<f32>();
+  var sum0 = vec4f();
+  var sum1 = vec4f();
+  var sum2 = vec4f();
+  var sum3 = vec4f();
   for (var step = 0u; step < STEPS; step++) {
     for (var item = thread; item < X_QUADS * 8u; item += THREADS) {
       let quad = item / 8u;
       let part = item % 8u;
-      let rows = min(first_row + 4u * quad + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(sequence.length - 1u));
+      let rows = min(first_row + 4u * quad + vec4u(0u, 1u, 2u, 3u), vec4u(sequence.length - 1u));
       let a = activation(rows.x, 8u * step + part);
       let b = activation(rows.y, 8u * step + part);
       let c = activation(rows.z, 8u * step + part);
       let d = activation(rows.w, 8u * step + part);
       let to = 4u * part * X_QUADS + quad;
-      x_tile[to] = vec4<f32>(a.x, b.x, c.x, d.x);
-      x_tile[to + X_QUADS] = vec4<f32>(a.y, b.y, c.y, d.y);
-      x_tile[to + 2u * X_QUADS] = vec4<f32>(a.z, b.z, c.z, d.z);
-      x_tile[to + 3u * X_QUADS] = vec4<f32>(a.w, b.w, c.w, d.w);
+      x_tile[to] = vec4f(a.x, b.x, c.x, d.x);
+      x_tile[to + X_QUADS] = vec4f(a.y, b.y, c.y, d.y);
+      x_tile[to + 2u * X_QUADS] = vec4f(a.z, b.z, c.z, d.z);
+      x_tile[to + 3u * X_QUADS] = vec4f(a.w, b.w, c.w, d.w);
     }
     for (var item = thread; item < W_QUADS * 8u; item += THREADS) {
       let quad = item / 8u;
@@ -178,10 +178,10 @@ fn gemm_f16_2(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation
       let b = weights_at(rows.y, step, part);
       let c = weights_at(rows.z, step, part);
       let d = weights_at(rows.w, step, part);
-      w_tile[weight_k(part, 0u) * W_QUADS + quad] = vec4<f32>(a.x, b.x, c.x, d.x);
-      w_tile[weight_k(part, 1u) * W_QUADS + quad] = vec4<f32>(a.y, b.y, c.y, d.y);
-      w_tile[weight_k(part, 2u) * W_QUADS + quad] = vec4<f32>(a.z, b.z, c.z, d.z);
-      w_tile[weight_k(part, 3u) * W_QUADS + quad] = vec4<f32>(a.w, b.w, c.w, d.w);
+      w_tile[weight_k(part, 0u) * W_QUADS + quad] = vec4f(a.x, b.x, c.x, d.x);
+      w_tile[weight_k(part, 1u) * W_QUADS + quad] = vec4f(a.y, b.y, c.y, d.y);
+      w_tile[weight_k(part, 2u) * W_QUADS + quad] = vec4f(a.z, b.z, c.z, d.z);
+      w_tile[weight_k(part, 3u) * W_QUADS + quad] = vec4f(a.w, b.w, c.w, d.w);
     }
     workgroupBarrier();
     for (var k = 0u; k < 32u; k++) {
@@ -211,9 +211,9 @@ fn gemm_f16_2(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation
 }
 
 // The rows of W behind the `quad`-th four columns; the last ones repeat instead of running past the end.
-fn weight_rows_gated(quad: u32) -> vec4<u32> {
-  let outputs = min(2u * quad + vec2<u32>(0u, 1u), vec2<u32>(N - 1u));
-  return vec4<u32>(outputs, outputs + vec2<u32>(N));  // two of the gate, two of the up projection
+fn weight_rows_gated(quad: u32) -> vec4u {
+  let outputs = min(2u * quad + vec2u(0u, 1u), vec2u(N - 1u));
+  return vec4u(outputs, outputs + vec2u(N));  // two of the gate, two of the up projection
 }
 
 fn gate(v: f32) -> f32 {
@@ -221,7 +221,7 @@ fn gate(v: f32) -> f32 {
 }
 
 // Two gates, then the two of the up projection.
-fn store_gated(row: u32, column: u32, total: vec4<f32>) {
+fn store_gated(row: u32, column: u32, total: vec4f) {
   let first = column / 2u;
   let at = row * 96u + first;
   y_2[at] = gate(total.x) * total.z;
@@ -235,31 +235,31 @@ fn store_gated(row: u32, column: u32, total: vec4<f32>) {
 //   /model/layers.0/mlp/act_fn/Mul
 //   /model/layers.0/mlp/Mul
 @compute @workgroup_size(64, 1, 1)
-fn gemm_f16_gated(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+fn gemm_f16_gated(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
   let first_row = group.y * 16u;
   if (first_row >= sequence.length) {
     return;  // no token in these rows
   }
   let w_quad = thread % W_QUADS;
   let x_quad = thread / W_QUADS * 1u;
-  var sum0 = vec4<f32>();
-  var sum1 = vec4<f32>();
-  var sum2 = vec4<f32>();
-  var sum3 = vec4<f32>();
+  var sum0 = vec4f();
+  var sum1 = vec4f();
+  var sum2 = vec4f();
+  var sum3 = vec4f();
   for (var step = 0u; step < STEPS; step++) {
     for (var item = thread; item < X_QUADS * 8u; item += THREADS) {
       let quad = item / 8u;
       let part = item % 8u;
-      let rows = min(first_row + 4u * quad + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(sequence.length - 1u));
+      let rows = min(first_row + 4u * quad + vec4u(0u, 1u, 2u, 3u), vec4u(sequence.length - 1u));
       let a = activation(rows.x, 8u * step + part);
       let b = activation(rows.y, 8u * step + part);
       let c = activation(rows.z, 8u * step + part);
       let d = activation(rows.w, 8u * step + part);
       let to = 4u * part * X_QUADS + quad;
-      x_tile[to] = vec4<f32>(a.x, b.x, c.x, d.x);
-      x_tile[to + X_QUADS] = vec4<f32>(a.y, b.y, c.y, d.y);
-      x_tile[to + 2u * X_QUADS] = vec4<f32>(a.z, b.z, c.z, d.z);
-      x_tile[to + 3u * X_QUADS] = vec4<f32>(a.w, b.w, c.w, d.w);
+      x_tile[to] = vec4f(a.x, b.x, c.x, d.x);
+      x_tile[to + X_QUADS] = vec4f(a.y, b.y, c.y, d.y);
+      x_tile[to + 2u * X_QUADS] = vec4f(a.z, b.z, c.z, d.z);
+      x_tile[to + 3u * X_QUADS] = vec4f(a.w, b.w, c.w, d.w);
     }
     for (var item = thread; item < W_QUADS * 8u; item += THREADS) {
       let quad = item / 8u;
@@ -269,10 +269,10 @@ fn gemm_f16_gated(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invoca
       let b = weights_at(rows.y, step, part);
       let c = weights_at(rows.z, step, part);
       let d = weights_at(rows.w, step, part);
-      w_tile[weight_k(part, 0u) * W_QUADS + quad] = vec4<f32>(a.x, b.x, c.x, d.x);
-      w_tile[weight_k(part, 1u) * W_QUADS + quad] = vec4<f32>(a.y, b.y, c.y, d.y);
-      w_tile[weight_k(part, 2u) * W_QUADS + quad] = vec4<f32>(a.z, b.z, c.z, d.z);
-      w_tile[weight_k(part, 3u) * W_QUADS + quad] = vec4<f32>(a.w, b.w, c.w, d.w);
+      w_tile[weight_k(part, 0u) * W_QUADS + quad] = vec4f(a.x, b.x, c.x, d.x);
+      w_tile[weight_k(part, 1u) * W_QUADS + quad] = vec4f(a.y, b.y, c.y, d.y);
+      w_tile[weight_k(part, 2u) * W_QUADS + quad] = vec4f(a.z, b.z, c.z, d.z);
+      w_tile[weight_k(part, 3u) * W_QUADS + quad] = vec4f(a.w, b.w, c.w, d.w);
     }
     workgroupBarrier();
     for (var k = 0u; k < 32u; k++) {
@@ -302,38 +302,38 @@ fn gemm_f16_gated(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invoca
 }
 
 // Four activations of a row, from 4 * quad on.
-fn activation_3(row: u32, quad: u32) -> vec4<f32> {
+fn activation_3(row: u32, quad: u32) -> vec4f {
   return x[row * 24u + quad];
 }
 
 // ONNX nodes:
 //   /model/layers.0/mlp/down_proj/MatMul
 @compute @workgroup_size(64, 1, 1)
-fn gemm_f16_3(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+fn gemm_f16_3(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
   let first_row = group.y * 16u;
   if (first_row >= sequence.length) {
     return;  // no token in these rows
   }
   let w_quad = thread % W_QUADS;
   let x_quad = thread / W_QUADS * 1u;
-  var sum0 = vec4<f32>();
-  var sum1 = vec4<f32>();
-  var sum2 = vec4<f32>();
-  var sum3 = vec4<f32>();
+  var sum0 = vec4f();
+  var sum1 = vec4f();
+  var sum2 = vec4f();
+  var sum3 = vec4f();
   for (var step = 0u; step < STEPS; step++) {
     for (var item = thread; item < X_QUADS * 8u; item += THREADS) {
       let quad = item / 8u;
       let part = item % 8u;
-      let rows = min(first_row + 4u * quad + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(sequence.length - 1u));
+      let rows = min(first_row + 4u * quad + vec4u(0u, 1u, 2u, 3u), vec4u(sequence.length - 1u));
       let a = activation_3(rows.x, 8u * step + part);
       let b = activation_3(rows.y, 8u * step + part);
       let c = activation_3(rows.z, 8u * step + part);
       let d = activation_3(rows.w, 8u * step + part);
       let to = 4u * part * X_QUADS + quad;
-      x_tile[to] = vec4<f32>(a.x, b.x, c.x, d.x);
-      x_tile[to + X_QUADS] = vec4<f32>(a.y, b.y, c.y, d.y);
-      x_tile[to + 2u * X_QUADS] = vec4<f32>(a.z, b.z, c.z, d.z);
-      x_tile[to + 3u * X_QUADS] = vec4<f32>(a.w, b.w, c.w, d.w);
+      x_tile[to] = vec4f(a.x, b.x, c.x, d.x);
+      x_tile[to + X_QUADS] = vec4f(a.y, b.y, c.y, d.y);
+      x_tile[to + 2u * X_QUADS] = vec4f(a.z, b.z, c.z, d.z);
+      x_tile[to + 3u * X_QUADS] = vec4f(a.w, b.w, c.w, d.w);
     }
     for (var item = thread; item < W_QUADS * 8u; item += THREADS) {
       let quad = item / 8u;
@@ -343,10 +343,10 @@ fn gemm_f16_3(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation
       let b = weights_at(rows.y, step, part);
       let c = weights_at(rows.z, step, part);
       let d = weights_at(rows.w, step, part);
-      w_tile[weight_k(part, 0u) * W_QUADS + quad] = vec4<f32>(a.x, b.x, c.x, d.x);
-      w_tile[weight_k(part, 1u) * W_QUADS + quad] = vec4<f32>(a.y, b.y, c.y, d.y);
-      w_tile[weight_k(part, 2u) * W_QUADS + quad] = vec4<f32>(a.z, b.z, c.z, d.z);
-      w_tile[weight_k(part, 3u) * W_QUADS + quad] = vec4<f32>(a.w, b.w, c.w, d.w);
+      w_tile[weight_k(part, 0u) * W_QUADS + quad] = vec4f(a.x, b.x, c.x, d.x);
+      w_tile[weight_k(part, 1u) * W_QUADS + quad] = vec4f(a.y, b.y, c.y, d.y);
+      w_tile[weight_k(part, 2u) * W_QUADS + quad] = vec4f(a.z, b.z, c.z, d.z);
+      w_tile[weight_k(part, 3u) * W_QUADS + quad] = vec4f(a.w, b.w, c.w, d.w);
     }
     workgroupBarrier();
     for (var k = 0u; k < 32u; k++) {

@@ -3,10 +3,10 @@ struct Sequence {
 }
 
 @group(0) @binding(0) var<storage, read> sequence: Sequence;
-@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> x: array<vec4f>;
 
 // Four activations of a row, from 4 * quad on.
-fn activation(row: u32, quad: u32) -> vec4<f32> {
+fn activation(row: u32, quad: u32) -> vec4f {
   return x[row * 16u + quad];
 }
 
@@ -16,39 +16,99 @@ fn bias(row: u32) -> f32 {
   return unpack2x16float(params[0u + (row >> 1u)] >> (16u * (row & 1u))).x;
 }
 
-// A workgroup takes 8 rows of W: 32 threads walk together along K of 4 rows.
-override THREADS: u32 = 64u;
+// LANES threads walk together along K of four rows of W.
 override LANES: u32 = 32u;
-override PARTS: u32 = 8u;  // threads that add up a row's 32 sums
-override TILE_ROWS: u32 = 8u;
+override PARTS: u32 = 8u;  // threads that add up a row's sums
+override QUADS: u32 = 2u;  // vectors of what those have
+override PART_SUMS: u32 = 32u;
+override TILE_ROWS: u32 = 16u;
+override LANE_SUMS: u32 = 512u;
 override N: u32 = 128u;  // outputs
 override ROW_CHUNKS: u32 = 8u;  // of 8 weights: what a thread takes at a time
 override CHUNKS: u32 = 8u;
 
-@group(0) @binding(2) var<storage, read> weights: array<vec4<u32>>;  // eight f16 each, read without the f16 feature
+@group(0) @binding(2) var<storage, read> weights: array<vec4u>;  // eight f16 each, read without the f16 feature
+
+alias Weights = vec4u;
 
 struct Chunk {
-  x0: vec4<f32>,
-  x1: vec4<f32>,
+  x0: vec4f,
+  x1: vec4f,
 }
 
 fn load_chunk(chunk: u32) -> Chunk {
   return Chunk(activation(0u, 2u * chunk), activation(0u, 2u * chunk + 1u));
 }
 
-fn row_dot(row: u32, chunk: u32, x: Chunk) -> f32 {
-  let words = weights[row * ROW_CHUNKS + chunk];
-  return dot(vec4<f32>(unpack2x16float(words.x), unpack2x16float(words.y)), x.x0)
-       + dot(vec4<f32>(unpack2x16float(words.z), unpack2x16float(words.w)), x.x1);
+fn load_weights(row: u32, chunk: u32) -> Weights {
+  return weights[row * ROW_CHUNKS + chunk];
 }
 
-var<workgroup> lane_sums: array<f32, 256>;  // [row][lane]
-var<workgroup> part_sums: array<f32, THREADS>;  // [part][row]
+fn weights_dot(w: Weights, x: Chunk) -> f32 {
+  return dot(vec4f(unpack2x16float(w.x), unpack2x16float(w.y)), x.x0)
+       + dot(vec4f(unpack2x16float(w.z), unpack2x16float(w.w)), x.x1);
+}
 
-// The dot product of x with a row of the tile, once `part_sums` is complete.
+fn row_dot(row: u32, chunk: u32, x: Chunk) -> f32 {
+  return weights_dot(load_weights(row, chunk), x);
+}
+
+// A thread's part of the dot products of x with four rows.
+fn products(rows: vec4u, lane: u32) -> vec4f {
+  var sums = vec4f();
+  if (CHUNKS <= LANES) {
+    if (lane < CHUNKS) {
+      let x_chunk = load_chunk(lane);
+      sums = vec4f(
+        row_dot(rows.x, lane, x_chunk), row_dot(rows.y, lane, x_chunk),
+        row_dot(rows.z, lane, x_chunk), row_dot(rows.w, lane, x_chunk));
+    }
+    return sums;
+  }
+  // The next weights come while these are multiplied.
+  var next0 = load_weights(rows.x, lane);
+  var next1 = load_weights(rows.y, lane);
+  var next2 = load_weights(rows.z, lane);
+  var next3 = load_weights(rows.w, lane);
+  for (var chunk = lane; chunk < CHUNKS; chunk += LANES) {
+    let weights0 = next0;
+    let weights1 = next1;
+    let weights2 = next2;
+    let weights3 = next3;
+    let next_chunk = min(chunk + LANES, CHUNKS - 1u);
+    next0 = load_weights(rows.x, next_chunk);
+    next1 = load_weights(rows.y, next_chunk);
+    next2 = load_weights(rows.z, next_chunk);
+    next3 = load_weights(rows.w, next_chunk);
+    let x_chunk = load_chunk(chunk);
+    sums += vec4f(
+      weights_dot(weights0, x_chunk), weights_dot(weights1, x_chunk),
+      weights_dot(weights2, x_chunk), weights_dot(weights3, x_chunk));
+  }
+  return sums;
+}
+
+var<workgroup> lane_sums: array<f32, LANE_SUMS>;  // [row][lane]
+var<workgroup> part_sums: array<vec4f, PART_SUMS>;  // [row][part]
+
+// Adds up what the threads have of four rows from `first` on, for `row_total`.
+fn add_up(first: u32, lane: u32, thread: u32, sums: vec4f) {
+  let to = first * LANES + lane;
+  lane_sums[to] = sums.x;
+  lane_sums[to + LANES] = sums.y;
+  lane_sums[to + 2u * LANES] = sums.z;
+  lane_sums[to + 3u * LANES] = sums.w;
+  workgroupBarrier();
+  let from_lane = thread / PARTS * LANES + thread % PARTS;
+  part_sums[thread / 4u][thread % 4u] = lane_sums[from_lane] + lane_sums[from_lane + PARTS]
+    + lane_sums[from_lane + 2u * PARTS] + lane_sums[from_lane + 3u * PARTS];
+  workgroupBarrier();
+}
+
+// The dot product of x with a row of the tile.
 fn row_total(row: u32) -> f32 {
-  let sum = part_sums[row] + part_sums[8u + row] + part_sums[16u + row] + part_sums[24u + row]
-     + part_sums[32u + row] + part_sums[40u + row] + part_sums[48u + row] + part_sums[56u + row];
+  let at = row * QUADS;
+  let sum = dot(part_sums[at] + part_sums[at + 1u], vec4f(1.0));
   return sum;
 }
 
@@ -70,36 +130,48 @@ fn rope_value(row: u32, i: u32) -> f32 {
   return unpack2x16float(rope[at >> 1u] >> (16u * (at & 1u))).x;
 }
 
-fn rope_angle(position: u32, i: u32) -> vec2<f32> {
+fn rope_angle(position: u32, i: u32) -> vec2f {
   let row = min(position, ROPE_ROWS - 1u);
-  return vec2<f32>(rope_value(row, i), rope_value(ROPE_ROWS + row, i));
+  return vec2f(rope_value(row, i), rope_value(ROPE_ROWS + row, i));
 }
 
-// Whether four outputs, the `quarter`-th of a head, are rotated: not those of v, nor behind rotary_dim.
+// Whether four outputs are rotated: not those of v, nor behind rotary_dim.
 fn rotates(head: u32, quarter: u32) -> bool {
   return head < HEADS + KV_HEADS && quarter < 8u;
 }
 
 // Four rows of W that end in one thread: two pairs of neighbours in a head, rotated with each other.
-fn qkv_rows(tile: u32) -> vec4<u32> {
+fn qkv_rows(tile: u32) -> vec4u {
   let head = tile / 8u;
   let quarter = tile % 8u;
   if (rotates(head, quarter)) {
     let i = head * HEAD_SIZE + 2u * quarter;
-    return vec4<u32>(i, i + 1u, i + ROPE_WIDTH, i + ROPE_WIDTH + 1u);
+    return vec4u(i, i + 1u, i + ROPE_WIDTH, i + ROPE_WIDTH + 1u);
   }
-  return vec4<u32>(4u * tile) + vec4<u32>(0u, 1u, 2u, 3u);
+  return vec4u(4u * tile) + vec4u(0u, 1u, 2u, 3u);
 }
 
-fn append(rows: vec4<u32>, value: vec4<f32>) {
+var<private> angles: array<vec2f, 2>;  // of the thread's two pairs
+
+// Loads what the end needs.
+fn prepare(tile: u32, thread: u32) {
+  let quad = tile * (TILE_ROWS / 4u) + thread;
+  if (thread < TILE_ROWS / 4u && rotates(4u * quad / HEAD_SIZE, quad % 8u)) {
+    let pair = 2u * (quad % 8u);
+    angles[0] = rope_angle(sequence.past_length, pair);
+    angles[1] = rope_angle(sequence.past_length, pair + 1u);
+  }
+}
+
+fn append(rows: vec4u, value: vec4f) {
   let head = rows.x / HEAD_SIZE;
   let i = rows.x % HEAD_SIZE;  // within the head
   let position = sequence.past_length;
   var v = value;
   if (rows.z == rows.x + ROPE_WIDTH && rotates(head, i / 2u)) {
-    let a = rope_angle(position, i);
-    let b = rope_angle(position, i + 1u);
-    v = vec4<f32>(
+    let a = angles[0];
+    let b = angles[1];
+    v = vec4f(
       value.x * a.x - value.z * a.y, value.y * b.x - value.w * b.y,
       value.z * a.x + value.x * a.y, value.w * b.x + value.y * b.y);
   }
@@ -132,8 +204,8 @@ fn finish(tile: u32, thread: u32) {
   if (thread < TILE_ROWS / 4u && quad < N / 4u) {
     let rows = qkv_rows(quad);
     let i = 4u * thread;
-    let total = vec4<f32>(row_total(i), row_total(i + 1u), row_total(i + 2u), row_total(i + 3u));
-    append(rows, total + vec4<f32>(bias(rows.x), bias(rows.y), bias(rows.z), bias(rows.w)));
+    let total = vec4f(row_total(i), row_total(i + 1u), row_total(i + 2u), row_total(i + 3u));
+    append(rows, total + vec4f(bias(rows.x), bias(rows.y), bias(rows.z), bias(rows.w)));
   }
 }
 
@@ -141,43 +213,17 @@ fn finish(tile: u32, thread: u32) {
 //   /model/layers.0/attn/qkv_proj/MatMul
 //   /model/layers.0/attn/qkv_proj/Add
 //   /model/layers.0/attn/GroupQueryAttention
-@compute @workgroup_size(64, 1, 1)
-fn gemv_f16_rope_append(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+@compute @workgroup_size(128, 1, 1)
+fn gemv_f16_rope_append(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
   if (sequence.stop != 0u) {
     return;  // generation has ended
   }
   let tile = group.x;
   let lane = thread % LANES;
   let first = thread / LANES * 4u;  // of the tile
-  let rows0 = qkv_rows(min((tile * TILE_ROWS + first) / 4u + 0u, N / 4u - 1u));
-  let row0 = rows0.x;
-  let row1 = rows0.y;
-  let row2 = rows0.z;
-  let row3 = rows0.w;
-  var sum0 = 0.0;
-  var sum1 = 0.0;
-  var sum2 = 0.0;
-  var sum3 = 0.0;
-  for (var at = lane; at < CHUNKS; at += 32u) {
-    {
-      let chunk = at;
-      let x_chunk = load_chunk(chunk);
-      sum0 += row_dot(row0, chunk, x_chunk);
-      sum1 += row_dot(row1, chunk, x_chunk);
-      sum2 += row_dot(row2, chunk, x_chunk);
-      sum3 += row_dot(row3, chunk, x_chunk);
-    }
-  }
-  lane_sums[first * LANES + lane] = sum0;
-  lane_sums[(first + 1u) * LANES + lane] = sum1;
-  lane_sums[(first + 2u) * LANES + lane] = sum2;
-  lane_sums[(first + 3u) * LANES + lane] = sum3;
-  workgroupBarrier();
-  let part = thread % PARTS;
-  let from_lane = thread / PARTS * LANES + part;
-  part_sums[part * TILE_ROWS + thread / PARTS] =
-    lane_sums[from_lane] + lane_sums[from_lane + 8u] + lane_sums[from_lane + 16u] + lane_sums[from_lane + 24u];
-  workgroupBarrier();
+  prepare(tile, thread);
+  let rows = qkv_rows(min((tile * TILE_ROWS + first) / 4u, N / 4u - 1u));
+  add_up(first, lane, thread, products(rows, lane));
   finish(tile, thread);
 }
 
@@ -192,52 +238,25 @@ fn finish_gemv_f16(tile: u32, thread: u32) {
 
 // ONNX nodes:
 //   /model/layers.0/attn/o_proj/MatMul
-@compute @workgroup_size(64, 1, 1)
-fn gemv_f16(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+@compute @workgroup_size(128, 1, 1)
+fn gemv_f16(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
   if (sequence.stop != 0u) {
     return;  // generation has ended
   }
   let tile = group.x;
   let lane = thread % LANES;
   let first = thread / LANES * 4u;  // of the tile
-  let row0 = tile * TILE_ROWS + first;
-  let row1 = row0 + 1u;
-  let row2 = row0 + 2u;
-  let row3 = row0 + 3u;
-  var sum0 = 0.0;
-  var sum1 = 0.0;
-  var sum2 = 0.0;
-  var sum3 = 0.0;
-  for (var at = lane; at < CHUNKS; at += 32u) {
-    {
-      let chunk = at;
-      let x_chunk = load_chunk(chunk);
-      sum0 += row_dot(row0, chunk, x_chunk);
-      sum1 += row_dot(row1, chunk, x_chunk);
-      sum2 += row_dot(row2, chunk, x_chunk);
-      sum3 += row_dot(row3, chunk, x_chunk);
-    }
-  }
-  lane_sums[first * LANES + lane] = sum0;
-  lane_sums[(first + 1u) * LANES + lane] = sum1;
-  lane_sums[(first + 2u) * LANES + lane] = sum2;
-  lane_sums[(first + 3u) * LANES + lane] = sum3;
-  workgroupBarrier();
-  let part = thread % PARTS;
-  let from_lane = thread / PARTS * LANES + part;
-  part_sums[part * TILE_ROWS + thread / PARTS] =
-    lane_sums[from_lane] + lane_sums[from_lane + 8u] + lane_sums[from_lane + 16u] + lane_sums[from_lane + 24u];
-  workgroupBarrier();
+  let rows = vec4u(tile * TILE_ROWS + first) + vec4u(0u, 1u, 2u, 3u);
+  add_up(first, lane, thread, products(rows, lane));
   finish_gemv_f16(tile, thread);
 }
 
-const TILE_OUTPUTS = 32u;
+const TILE_OUTPUTS = 16u;
 
-var<workgroup> lane_sums_gated: array<f32, 2048>;  // [row][lane]
-
-// The dot product of x with a row of the tile, once `part_sums` is complete.
+// The dot product of x with a row of the tile.
 fn row_total_gated(row: u32) -> f32 {
-  let sum = part_sums[row] + part_sums[64u + row] + part_sums[128u + row] + part_sums[192u + row];
+  let at = row * QUADS;
+  let sum = dot(part_sums[at], vec4f(1.0));
   return sum;
 }
 
@@ -245,10 +264,10 @@ fn gate(v: f32) -> f32 {
   return v / (1.0 + exp(min(-v, 80.0)));  // exp must not reach infinity
 }
 
-// The rows of a tile lie as its threads take them: some of the gate, then the same ones of the up projection.
+// A thread's rows are two of the gate, then the same ones of the up projection.
 fn output(tile: u32, i: u32) -> f32 {
-  let row = i / 4u * 8u + i % 4u;
-  return gate(row_total_gated(row)) * row_total_gated(row + 4u);
+  let row = i / 2u * 4u + i % 2u;
+  return gate(row_total_gated(row)) * row_total_gated(row + 2u);
 }
 
 fn finish_gated(tile: u32, thread: u32) {
@@ -264,65 +283,23 @@ fn finish_gated(tile: u32, thread: u32) {
 //   /model/layers.0/mlp/act_fn/Sigmoid
 //   /model/layers.0/mlp/act_fn/Mul
 //   /model/layers.0/mlp/Mul
-@compute @workgroup_size(256, 1, 1)
-fn gemv_f16_gated(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+@compute @workgroup_size(128, 1, 1)
+fn gemv_f16_gated(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
   if (sequence.stop != 0u) {
     return;  // generation has ended
   }
   let tile = group.x;
   let lane = thread % LANES;
-  let first = thread / LANES * 8u;  // of the tile
-  let output = tile * TILE_OUTPUTS + first / 2u;  // half of a thread's rows are of the gate, half of the up projection
-  let row0 = output;
-  let row1 = output + 1u;
-  let row2 = output + 2u;
-  let row3 = output + 3u;
-  let row4 = row0 + N;
-  let row5 = row1 + N;
-  let row6 = row2 + N;
-  let row7 = row3 + N;
-  var sum0 = 0.0;
-  var sum1 = 0.0;
-  var sum2 = 0.0;
-  var sum3 = 0.0;
-  var sum4 = 0.0;
-  var sum5 = 0.0;
-  var sum6 = 0.0;
-  var sum7 = 0.0;
-  for (var at = lane; at < CHUNKS; at += 32u) {
-    {
-      let chunk = at;
-      let x_chunk = load_chunk(chunk);
-      sum0 += row_dot(row0, chunk, x_chunk);
-      sum1 += row_dot(row1, chunk, x_chunk);
-      sum2 += row_dot(row2, chunk, x_chunk);
-      sum3 += row_dot(row3, chunk, x_chunk);
-      sum4 += row_dot(row4, chunk, x_chunk);
-      sum5 += row_dot(row5, chunk, x_chunk);
-      sum6 += row_dot(row6, chunk, x_chunk);
-      sum7 += row_dot(row7, chunk, x_chunk);
-    }
-  }
-  lane_sums_gated[first * LANES + lane] = sum0;
-  lane_sums_gated[(first + 1u) * LANES + lane] = sum1;
-  lane_sums_gated[(first + 2u) * LANES + lane] = sum2;
-  lane_sums_gated[(first + 3u) * LANES + lane] = sum3;
-  lane_sums_gated[(first + 4u) * LANES + lane] = sum4;
-  lane_sums_gated[(first + 5u) * LANES + lane] = sum5;
-  lane_sums_gated[(first + 6u) * LANES + lane] = sum6;
-  lane_sums_gated[(first + 7u) * LANES + lane] = sum7;
-  workgroupBarrier();
-  let part = thread % PARTS;
-  let from_lane = thread / PARTS * LANES + part;
-  part_sums[part * TILE_ROWS + thread / PARTS] =
-    lane_sums_gated[from_lane] + lane_sums_gated[from_lane + 4u] + lane_sums_gated[from_lane + 8u] + lane_sums_gated[from_lane + 12u]
-     + lane_sums_gated[from_lane + 16u] + lane_sums_gated[from_lane + 20u] + lane_sums_gated[from_lane + 24u] + lane_sums_gated[from_lane + 28u];
-  workgroupBarrier();
+  let first = thread / LANES * 4u;  // of the tile
+  // Half of a thread's rows are of the gate, half of the up projection.
+  let output = vec2u(tile * TILE_OUTPUTS + first / 2u) + vec2u(0u, 1u);
+  let rows = vec4u(output, output + N);
+  add_up(first, lane, thread, products(rows, lane));
   finish_gated(tile, thread);
 }
 
 // Four activations of a row, from 4 * quad on.
-fn activation_2(row: u32, quad: u32) -> vec4<f32> {
+fn activation_2(row: u32, quad: u32) -> vec4f {
   return x[row * 24u + quad];
 }
 
@@ -330,48 +307,55 @@ fn load_chunk_2(chunk: u32) -> Chunk {
   return Chunk(activation_2(0u, 2u * chunk), activation_2(0u, 2u * chunk + 1u));
 }
 
+// A thread's part of the dot products of x with four rows.
+fn products_2(rows: vec4u, lane: u32) -> vec4f {
+  var sums = vec4f();
+  if (CHUNKS <= LANES) {
+    if (lane < CHUNKS) {
+      let x_chunk = load_chunk_2(lane);
+      sums = vec4f(
+        row_dot(rows.x, lane, x_chunk), row_dot(rows.y, lane, x_chunk),
+        row_dot(rows.z, lane, x_chunk), row_dot(rows.w, lane, x_chunk));
+    }
+    return sums;
+  }
+  // The next weights come while these are multiplied.
+  var next0 = load_weights(rows.x, lane);
+  var next1 = load_weights(rows.y, lane);
+  var next2 = load_weights(rows.z, lane);
+  var next3 = load_weights(rows.w, lane);
+  for (var chunk = lane; chunk < CHUNKS; chunk += LANES) {
+    let weights0 = next0;
+    let weights1 = next1;
+    let weights2 = next2;
+    let weights3 = next3;
+    let next_chunk = min(chunk + LANES, CHUNKS - 1u);
+    next0 = load_weights(rows.x, next_chunk);
+    next1 = load_weights(rows.y, next_chunk);
+    next2 = load_weights(rows.z, next_chunk);
+    next3 = load_weights(rows.w, next_chunk);
+    let x_chunk = load_chunk_2(chunk);
+    sums += vec4f(
+      weights_dot(weights0, x_chunk), weights_dot(weights1, x_chunk),
+      weights_dot(weights2, x_chunk), weights_dot(weights3, x_chunk));
+  }
+  return sums;
+}
+
 // ONNX nodes:
 //   /model/layers.0/mlp/down_proj/MatMul
-@compute @workgroup_size(64, 1, 1)
-fn gemv_f16_2(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+@compute @workgroup_size(128, 1, 1)
+fn gemv_f16_2(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
   if (sequence.stop != 0u) {
     return;  // generation has ended
   }
   let tile = group.x;
   let lane = thread % LANES;
   let first = thread / LANES * 4u;  // of the tile
-  let row0 = tile * TILE_ROWS + first;
-  let row1 = row0 + 1u;
-  let row2 = row0 + 2u;
-  let row3 = row0 + 3u;
-  var sum0 = 0.0;
-  var sum1 = 0.0;
-  var sum2 = 0.0;
-  var sum3 = 0.0;
-  for (var at = lane; at < CHUNKS; at += 32u) {
-    {
-      let chunk = at;
-      let x_chunk = load_chunk_2(chunk);
-      sum0 += row_dot(row0, chunk, x_chunk);
-      sum1 += row_dot(row1, chunk, x_chunk);
-      sum2 += row_dot(row2, chunk, x_chunk);
-      sum3 += row_dot(row3, chunk, x_chunk);
-    }
-  }
-  lane_sums[first * LANES + lane] = sum0;
-  lane_sums[(first + 1u) * LANES + lane] = sum1;
-  lane_sums[(first + 2u) * LANES + lane] = sum2;
-  lane_sums[(first + 3u) * LANES + lane] = sum3;
-  workgroupBarrier();
-  let part = thread % PARTS;
-  let from_lane = thread / PARTS * LANES + part;
-  part_sums[part * TILE_ROWS + thread / PARTS] =
-    lane_sums[from_lane] + lane_sums[from_lane + 8u] + lane_sums[from_lane + 16u] + lane_sums[from_lane + 24u];
-  workgroupBarrier();
+  let rows = vec4u(tile * TILE_ROWS + first) + vec4u(0u, 1u, 2u, 3u);
+  add_up(first, lane, thread, products_2(rows, lane));
   finish_gemv_f16(tile, thread);
 }
-
-var<workgroup> lane_sums_argmax: array<f32, 1024>;  // [row][lane]
 
 @group(0) @binding(4) var<storage, read_write> partial_values: array<f32>;  // per tile: its greatest output
 @group(0) @binding(5) var<storage, read_write> partial_indices: array<u32>;  // and which one that is
@@ -420,40 +404,14 @@ fn finish_argmax(tile: u32, thread: u32) {
 // ONNX nodes:
 //   /lm_head/MatMul
 @compute @workgroup_size(256, 1, 1)
-fn gemv_f16_argmax(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+fn gemv_f16_argmax(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
   if (sequence.stop != 0u) {
     return;  // generation has ended
   }
   let tile = group.x;
   let lane = thread % LANES;
   let first = thread / LANES * 4u;  // of the tile
-  let row0 = min(tile * TILE_ROWS + first, N - 1u);
-  let row1 = min(row0 + 1u, N - 1u);
-  let row2 = min(row0 + 2u, N - 1u);
-  let row3 = min(row0 + 3u, N - 1u);
-  var sum0 = 0.0;
-  var sum1 = 0.0;
-  var sum2 = 0.0;
-  var sum3 = 0.0;
-  for (var at = lane; at < CHUNKS; at += 16u) {
-    {
-      let chunk = at;
-      let x_chunk = load_chunk(chunk);
-      sum0 += row_dot(row0, chunk, x_chunk);
-      sum1 += row_dot(row1, chunk, x_chunk);
-      sum2 += row_dot(row2, chunk, x_chunk);
-      sum3 += row_dot(row3, chunk, x_chunk);
-    }
-  }
-  lane_sums_argmax[first * LANES + lane] = sum0;
-  lane_sums_argmax[(first + 1u) * LANES + lane] = sum1;
-  lane_sums_argmax[(first + 2u) * LANES + lane] = sum2;
-  lane_sums_argmax[(first + 3u) * LANES + lane] = sum3;
-  workgroupBarrier();
-  let part = thread % PARTS;
-  let from_lane = thread / PARTS * LANES + part;
-  part_sums[part * TILE_ROWS + thread / PARTS] =
-    lane_sums_argmax[from_lane] + lane_sums_argmax[from_lane + 4u] + lane_sums_argmax[from_lane + 8u] + lane_sums_argmax[from_lane + 12u];
-  workgroupBarrier();
+  let rows = min(vec4u(tile * TILE_ROWS + first) + vec4u(0u, 1u, 2u, 3u), vec4u(N - 1u));
+  add_up(first, lane, thread, products(rows, lane));
   finish_argmax(tile, thread);
 }

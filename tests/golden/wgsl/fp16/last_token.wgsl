@@ -14,7 +14,7 @@ const WIDTH = 64u;
 //   /lm_head/prune/Gather
 //   /lm_head/prune/Unsqueeze
 @compute @workgroup_size(256, 1, 1)
-fn main(@builtin(global_invocation_id) id: vec3<u32>) {
+fn main(@builtin(global_invocation_id) id: vec3u) {
   if (id.x >= WIDTH) { return; }
   y[id.x] = x[(max(sequence.length, 1u) - 1u) * WIDTH + id.x];
 }

@@ -5,16 +5,16 @@ const SIZE = 16u;  // vec4 elements of a row
 const THREADS = 32u;
 const EPSILON = 9.999999747378752e-06;
 
-@group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
-@group(0) @binding(1) var<storage, read> weight: array<vec2<u32>>;
-@group(0) @binding(2) var<storage, read_write> y: array<vec4<f32>>;
+@group(0) @binding(0) var<storage, read> x: array<vec4f>;
+@group(0) @binding(1) var<storage, read> weight: array<vec2u>;
+@group(0) @binding(2) var<storage, read_write> y: array<vec4f>;
 
-fn load_weight(i: u32) -> vec4<f32> {
+fn load_weight(i: u32) -> vec4f {
   let pair = weight[i];
-  return vec4<f32>(unpack2x16float(pair.x), unpack2x16float(pair.y));
+  return vec4f(unpack2x16float(pair.x), unpack2x16float(pair.y));
 }
 
-fn value(row: u32, i: u32) -> vec4<f32> {
+fn value(row: u32, i: u32) -> vec4f {
   let at = row * SIZE + i;
   return x[at];
 }
@@ -49,8 +49,8 @@ fn set_factor(squares: f32, thread: u32) {
 //   /model/layers.0/input_layernorm/LayerNorm
 @compute @workgroup_size(32, 1, 1)
 fn rms_norm(
-  @builtin(workgroup_id) group: vec3<u32>,
-  @builtin(num_workgroups) groups: vec3<u32>,
+  @builtin(workgroup_id) group: vec3u,
+  @builtin(num_workgroups) groups: vec3u,
   @builtin(local_invocation_index) thread: u32,
 ) {
   let row = group.y * groups.x + group.x;
@@ -70,20 +70,21 @@ fn rms_norm(
 
 // y = (x + skip) / sqrt(mean of squares + epsilon) * weight: one workgroup per row.
 
-@group(0) @binding(3) var<storage, read> skip: array<vec4<f32>>;
-@group(0) @binding(4) var<storage, read_write> sum_out: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read> skip: array<vec4f>;
+@group(0) @binding(4) var<storage, read_write> sum_out: array<vec4f>;
 
-fn value_skip(row: u32, i: u32) -> vec4<f32> {
+fn value_skip(row: u32, i: u32) -> vec4f {
   let at = row * SIZE + i;
   return x[at] + skip[at];
 }
 
 // ONNX nodes:
 //   /model/layers.0/post_attention_layernorm/SkipLayerNorm
+//   /model/layers.1/final_norm_layernorm/SkipLayerNorm
 @compute @workgroup_size(32, 1, 1)
 fn skip_rms_norm(
-  @builtin(workgroup_id) group: vec3<u32>,
-  @builtin(num_workgroups) groups: vec3<u32>,
+  @builtin(workgroup_id) group: vec3u,
+  @builtin(num_workgroups) groups: vec3u,
   @builtin(local_invocation_index) thread: u32,
 ) {
   let row = group.y * groups.x + group.x;
@@ -93,29 +94,6 @@ fn skip_rms_norm(
   for (var i = thread; i < SIZE; i += THREADS) {
     let v0 = value_skip(row, i);
     sum_out[row * SIZE + i] = v0;
-    squares += dot(v0, v0);
-  }
-  set_factor(squares, thread);
-
-  for (var i = thread; i < SIZE; i += THREADS) {
-    y[row * SIZE + i] = value_skip(row, i) * factor * load_weight(i);
-  }
-}
-
-// ONNX nodes:
-//   /model/layers.1/final_norm_layernorm/SkipLayerNorm
-@compute @workgroup_size(32, 1, 1)
-fn skip_rms_norm_2(
-  @builtin(workgroup_id) group: vec3<u32>,
-  @builtin(num_workgroups) groups: vec3<u32>,
-  @builtin(local_invocation_index) thread: u32,
-) {
-  let row = group.y * groups.x + group.x;
-  if (row >= arrayLength(&x) / SIZE) { return; }
-
-  var squares = 0.0;
-  for (var i = thread; i < SIZE; i += THREADS) {
-    let v0 = value_skip(row, i);
     squares += dot(v0, v0);
   }
   set_factor(squares, thread);

@@ -3,8 +3,8 @@ struct Sequence {
 }
 
 @group(0) @binding(0) var<storage, read> sequence: Sequence;
-// Rows of int8 values, four to a word, even and odd ones of every eight apart; then f32 scales.
-@group(0) @binding(1) var<storage, read> x: array<vec4<u32>>;
+// Rows of int8, even and odd ones of every eight apart; then f32 scales.
+@group(0) @binding(1) var<storage, read> x: array<vec4u>;
 
 fn x_scale(row: u32, chunk: u32) -> f32 {
   return bitcast<f32>(x[row * X_STRIDE + X_SCALES + (chunk >> 2u)][chunk & 3u]);
@@ -20,7 +20,7 @@ fn scale(row: u32, block: u32) -> f32 {
   return unpack2x16float(params[i >> 1u] >> (16u * (i & 1u))).x;
 }
 
-// How large the layer is follows from the grid and from the size of the weights: a pipeline is for layers of all sizes.
+// The layer's size follows from the grid and the bindings: a pipeline is for all of them.
 var<private> N: u32;  // outputs
 var<private> CHUNKS: u32;  // of 32 values along K, with one scale of x
 var<private> BLOCKS: u32;  // of 32 weights, per row
@@ -39,96 +39,95 @@ fn set_shape(n_tiles: u32, n_chunks: u32) {
 override GATED: u32 = 0u;  // 1: gate and up projection; 0: one layer
 
 // The rows of W behind the `quad`-th four columns; if gated two of the gate, two of the up projection.
-fn weight_rows(quad: u32) -> vec4<u32> {
-  let gates = 2u * quad + vec2<u32>(0u, 1u);
-  return select(4u * quad + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(gates, gates + vec2<u32>(N)), GATED == 1u);
+fn weight_rows(quad: u32) -> vec4u {
+  let gates = 2u * quad + vec2u(0u, 1u);
+  return select(4u * quad + vec4u(0u, 1u, 2u, 3u), vec4u(gates, gates + vec2u(N)), GATED == 1u);
 }
 
-// Sums of int8 products begin at the bits of 1.5 * 2^23: an f32 of that size has steps of 1, so the sum's bits
-// are that number plus the sum. A subtraction gives its value, where a conversion takes eight times as long.
+// Sums begin at the bits of 1.5 * 2^23, an f32 with steps of 1: a subtraction gives their value, eight times as
+// fast as a conversion.
 const SUM_START = 0x4b400000;
 const SUM_OFFSET = 12582912.0;
 
 // Four nibbles of each row, in the low halves of bytes, to signed bytes q - z. No byte carries.
-fn centered_rows(nibbles: vec4<u32>, zeros: vec4<u32>) -> vec4<u32> {
-  return ((nibbles & vec4<u32>(0x0f0f0f0fu)) + zeros) ^ vec4<u32>(0x80808080u);
+fn centered_rows(nibbles: vec4u, zeros: vec4u) -> vec4u {
+  return ((nibbles & vec4u(0x0f0f0f0fu)) + zeros) ^ vec4u(0x80808080u);
 }
 
-const ZEROS = vec4<u32>(0x78787878u);  // the zero point 8 as four bytes 0x80 - 8, for each row
+const ZEROS = vec4u(0x78787878u);  // the zero point 8 as four bytes 0x80 - 8, for each row
 
-fn scales_of(rows: vec4<u32>, block: u32) -> vec4<f32> {
-  return vec4<f32>(scale(rows.x, block), scale(rows.y, block), scale(rows.z, block), scale(rows.w, block));
+fn scales_of(rows: vec4u, block: u32) -> vec4f {
+  return vec4f(scale(rows.x, block), scale(rows.y, block), scale(rows.z, block), scale(rows.w, block));
 }
 
 // Four int8 of a row of x times the same four of each row of W.
-fn dots(x: u32, w: vec4<u32>) -> vec4<i32> {
-  return vec4<i32>(dot4I8Packed(x, w.x), dot4I8Packed(x, w.y), dot4I8Packed(x, w.z), dot4I8Packed(x, w.w));
+fn dots(x: u32, w: vec4u) -> vec4i {
+  return vec4i(dot4I8Packed(x, w.x), dot4I8Packed(x, w.y), dot4I8Packed(x, w.z), dot4I8Packed(x, w.w));
 }
 
-// A thread holds four rows of W, of one part of K (2 chunks), and multiplies all rows of x with them. A
-// workgroup takes QUADS fours of rows of W and PARTS parts at a time. A part's sum, and then the sum over the parts, is
-// taken in the order of K, as in the GEMM: both give the same bits.
+// A thread multiplies all rows of x with four rows of W, in one part of K (2 chunks).
+// Sums are taken in the order of K, as in the GEMM: both give the same bits.
 const QUADS = 8u;  // fours of rows of W
 const PARTS = 16u;
 const BATCH = 4u;  // rows of x between two barriers
 const STRIDE = 136u;  // of a row's sums: rows start in different memory banks
 
-@group(0) @binding(2) var<storage, read> weights: array<vec4<u32>>;
+@group(0) @binding(2) var<storage, read> weights: array<vec4u>;
 
 const SUMS = 544u;
-var<workgroup> sums: array<vec4<f32>, SUMS>;  // [row of x][part][four rows of W]
+var<workgroup> sums: array<vec4f, SUMS>;  // [row of x][part][four rows of W]
 const TOTALS = 128u;
-var<workgroup> totals: array<vec4<f32>, TOTALS>;  // [row of x][four rows of W]
+var<workgroup> totals: array<vec4f, TOTALS>;  // [row of x][four rows of W]
 
 // A chunk of four rows of W as int8, in the order of the words of x.
 struct Chunk {
   index: u32,
-  words0: vec4<u32>,
-  words1: vec4<u32>,
-  words2: vec4<u32>,
-  words3: vec4<u32>,
-  words4: vec4<u32>,
-  words5: vec4<u32>,
-  words6: vec4<u32>,
-  words7: vec4<u32>,
-  scales: vec4<f32>,
+  words0: vec4u,
+  words1: vec4u,
+  words2: vec4u,
+  words3: vec4u,
+  words4: vec4u,
+  words5: vec4u,
+  words6: vec4u,
+  words7: vec4u,
+  scales: vec4f,
 }
 
-fn load_chunk(rows: vec4<u32>, i: u32) -> Chunk {
+fn load_chunk(rows: vec4u, i: u32) -> Chunk {
   let index = min(i, CHUNKS - 1u);
   let block = index / CHUNKS_PER_BLOCK;
-  let four = vec4<u32>(4u);
+  let four = vec4u(4u);
   let a = weights[rows.x * CHUNKS + index];
   let b = weights[rows.y * CHUNKS + index];
   let c = weights[rows.z * CHUNKS + index];
   let d = weights[rows.w * CHUNKS + index];
-  let words_x = vec4<u32>(a.x, b.x, c.x, d.x);
-  let words_y = vec4<u32>(a.y, b.y, c.y, d.y);
-  let words_z = vec4<u32>(a.z, b.z, c.z, d.z);
-  let words_w = vec4<u32>(a.w, b.w, c.w, d.w);
+  let words_x = vec4u(a.x, b.x, c.x, d.x);
+  let words_y = vec4u(a.y, b.y, c.y, d.y);
+  let words_z = vec4u(a.z, b.z, c.z, d.z);
+  let words_w = vec4u(a.w, b.w, c.w, d.w);
   return Chunk(
     index,
     centered_rows(words_x, ZEROS), centered_rows(words_x >> four, ZEROS),
     centered_rows(words_y, ZEROS), centered_rows(words_y >> four, ZEROS),
     centered_rows(words_z, ZEROS), centered_rows(words_z >> four, ZEROS),
     centered_rows(words_w, ZEROS), centered_rows(words_w >> four, ZEROS),
-    select(vec4<f32>(), scales_of(rows, block), i < CHUNKS));  // nothing behind the end of K
+    select(vec4f(), scales_of(rows, block), i < CHUNKS));  // nothing behind the end of K
 }
 
 // A chunk of a row of x times those of W, and the product of their scales.
-fn products(row: u32, w: Chunk) -> vec4<f32> {
+fn products(row: u32, w: Chunk) -> vec4f {
   let at = row * X_STRIDE + 2u * w.index;
-  var sum = vec4<i32>(SUM_START);
+  var sum = vec4i(SUM_START);
   let x0 = x[at];
   sum += dots(x0.x, w.words0) + dots(x0.y, w.words1) + dots(x0.z, w.words2) + dots(x0.w, w.words3);
   let x1 = x[at + 1u];
   sum += dots(x1.x, w.words4) + dots(x1.y, w.words5) + dots(x1.z, w.words6) + dots(x1.w, w.words7);
-  return bitcast<vec4<f32>>(sum) - SUM_OFFSET;
+  return bitcast<vec4f>(sum) - SUM_OFFSET;
 }
 
 // The sum of a part: a row of x times four rows of W.
-fn part_sum(row: u32, w0: Chunk, w1: Chunk) -> vec4<f32> {
-  var sum = vec4<f32>();
+fn part_sum(row: u32, w0: Chunk, w1: Chunk) -> vec4f {
+  var sum = vec4f();
   sum = fma(x_scale(row, w0.index) * w0.scales, products(row, w0), sum);
   sum = fma(x_scale(row, w1.index) * w1.scales, products(row, w1), sum);
   return sum;
@@ -140,7 +139,7 @@ fn gate(v: f32) -> f32 {
   return v / (1.0 + exp(min(-v, 80.0)));  // exp must not reach infinity
 }
 
-fn store(row: u32, column: u32, total: vec4<f32>) {
+fn store(row: u32, column: u32, total: vec4f) {
   if (GATED == 1u) {
     let at = row * N + column / 2u;
     y[at] = gate(total.x) * total.z;
@@ -164,8 +163,8 @@ fn store(row: u32, column: u32, total: vec4<f32>) {
 //   /model/layers.0/mlp/Mul
 @compute @workgroup_size(128, 1, 1)
 fn gemv_rows_q4_int8(
-  @builtin(workgroup_id) group: vec3<u32>,
-  @builtin(num_workgroups) groups: vec3<u32>,
+  @builtin(workgroup_id) group: vec3u,
+  @builtin(num_workgroups) groups: vec3u,
   @builtin(local_invocation_index) thread: u32,
 ) {
   let n_parts = arrayLength(&weights) / (groups.x * 8u * QUADS);
@@ -186,7 +185,7 @@ fn gemv_rows_q4_int8(
       workgroupBarrier();
       let row = first_row + thread / QUADS;
       if (thread < BATCH * QUADS && row < n_rows) {
-        var total = vec4<f32>();
+        var total = vec4f();
         if (first_part > 0u) {
           total = totals[row * QUADS + quad];
         }
@@ -225,55 +224,55 @@ fn scale_2(row: u32, block: u32) -> f32 {
 const CHUNKS_2 = 3u;  // of 32 values along K, with one scale_2 of x
 
 // The rows of W behind the `quad`-th four columns.
-fn weight_rows_2(quad: u32) -> vec4<u32> {
-  return 4u * quad + vec4<u32>(0u, 1u, 2u, 3u);
+fn weight_rows_2(quad: u32) -> vec4u {
+  return 4u * quad + vec4u(0u, 1u, 2u, 3u);
 }
 
-fn scales_of_2(rows: vec4<u32>, block: u32) -> vec4<f32> {
-  return vec4<f32>(scale_2(rows.x, block), scale_2(rows.y, block), scale_2(rows.z, block), scale_2(rows.w, block));
+fn scales_of_2(rows: vec4u, block: u32) -> vec4f {
+  return vec4f(scale_2(rows.x, block), scale_2(rows.y, block), scale_2(rows.z, block), scale_2(rows.w, block));
 }
 
-fn load_chunk_2(rows: vec4<u32>, i: u32) -> Chunk {
+fn load_chunk_2(rows: vec4u, i: u32) -> Chunk {
   let index = min(i, CHUNKS_2 - 1u);
   let block = index / CHUNKS_PER_BLOCK;
-  let four = vec4<u32>(4u);
+  let four = vec4u(4u);
   let a = weights[rows.x * 3u + index];
   let b = weights[rows.y * 3u + index];
   let c = weights[rows.z * 3u + index];
   let d = weights[rows.w * 3u + index];
-  let words_x = vec4<u32>(a.x, b.x, c.x, d.x);
-  let words_y = vec4<u32>(a.y, b.y, c.y, d.y);
-  let words_z = vec4<u32>(a.z, b.z, c.z, d.z);
-  let words_w = vec4<u32>(a.w, b.w, c.w, d.w);
+  let words_x = vec4u(a.x, b.x, c.x, d.x);
+  let words_y = vec4u(a.y, b.y, c.y, d.y);
+  let words_z = vec4u(a.z, b.z, c.z, d.z);
+  let words_w = vec4u(a.w, b.w, c.w, d.w);
   return Chunk(
     index,
     centered_rows(words_x, ZEROS), centered_rows(words_x >> four, ZEROS),
     centered_rows(words_y, ZEROS), centered_rows(words_y >> four, ZEROS),
     centered_rows(words_z, ZEROS), centered_rows(words_z >> four, ZEROS),
     centered_rows(words_w, ZEROS), centered_rows(words_w >> four, ZEROS),
-    select(vec4<f32>(), scales_of_2(rows, block), i < CHUNKS_2));  // nothing behind the end of K
+    select(vec4f(), scales_of_2(rows, block), i < CHUNKS_2));  // nothing behind the end of K
 }
 
 // A chunk of a row of x times those of W, and the product of their scales.
-fn products_2(row: u32, w: Chunk) -> vec4<f32> {
+fn products_2(row: u32, w: Chunk) -> vec4f {
   let at = row * X_STRIDE_2 + 2u * w.index;
-  var sum = vec4<i32>(SUM_START);
+  var sum = vec4i(SUM_START);
   let x0 = x[at];
   sum += dots(x0.x, w.words0) + dots(x0.y, w.words1) + dots(x0.z, w.words2) + dots(x0.w, w.words3);
   let x1 = x[at + 1u];
   sum += dots(x1.x, w.words4) + dots(x1.y, w.words5) + dots(x1.z, w.words6) + dots(x1.w, w.words7);
-  return bitcast<vec4<f32>>(sum) - SUM_OFFSET;
+  return bitcast<vec4f>(sum) - SUM_OFFSET;
 }
 
 // The sum of a part: a row of x times four rows of W.
-fn part_sum_2(row: u32, w0: Chunk, w1: Chunk) -> vec4<f32> {
-  var sum = vec4<f32>();
+fn part_sum_2(row: u32, w0: Chunk, w1: Chunk) -> vec4f {
+  var sum = vec4f();
   sum = fma(x_scale_2(row, w0.index) * w0.scales, products_2(row, w0), sum);
   sum = fma(x_scale_2(row, w1.index) * w1.scales, products_2(row, w1), sum);
   return sum;
 }
 
-fn store_2(row: u32, column: u32, total: vec4<f32>) {
+fn store_2(row: u32, column: u32, total: vec4f) {
   let at = row * 64u + column;
   y[at] = total.x;
   y[at + 1u] = total.y;
@@ -285,7 +284,7 @@ fn store_2(row: u32, column: u32, total: vec4<f32>) {
 //   /model/layers.0/mlp/down_proj/MatMul_Q4
 @compute @workgroup_size(128, 1, 1)
 fn gemv_rows_q4_int8_2(
-  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(workgroup_id) group: vec3u,
   @builtin(local_invocation_index) thread: u32,
 ) {
   let first_quad = group.x * QUADS;
@@ -303,7 +302,7 @@ fn gemv_rows_q4_int8_2(
     workgroupBarrier();
     let row = first_row + thread / QUADS;
     if (thread < BATCH * QUADS && row < n_rows) {
-      var total = vec4<f32>();
+      var total = vec4f();
       let from_part = thread / QUADS * STRIDE + quad;
       for (var part = 0u; part < PARTS; part += 8u) {
         let from_sum = from_part + part * QUADS;
@@ -336,55 +335,55 @@ const N_3 = 271u;  // outputs
 const CHUNKS_3 = 2u;  // of 32 values along K, with one scale_3 of x
 
 // The rows of W behind the `quad`-th four columns; the last ones repeat instead of running past the end.
-fn weight_rows_3(quad: u32) -> vec4<u32> {
-  return min(4u * quad + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(N_3 - 1u));
+fn weight_rows_3(quad: u32) -> vec4u {
+  return min(4u * quad + vec4u(0u, 1u, 2u, 3u), vec4u(N_3 - 1u));
 }
 
-fn scales_of_3(rows: vec4<u32>, block: u32) -> vec4<f32> {
-  return vec4<f32>(scale_3(rows.x, block), scale_3(rows.y, block), scale_3(rows.z, block), scale_3(rows.w, block));
+fn scales_of_3(rows: vec4u, block: u32) -> vec4f {
+  return vec4f(scale_3(rows.x, block), scale_3(rows.y, block), scale_3(rows.z, block), scale_3(rows.w, block));
 }
 
-fn load_chunk_3(rows: vec4<u32>, i: u32) -> Chunk {
+fn load_chunk_3(rows: vec4u, i: u32) -> Chunk {
   let index = min(i, CHUNKS_3 - 1u);
   let block = index / CHUNKS_PER_BLOCK;
-  let four = vec4<u32>(4u);
+  let four = vec4u(4u);
   let a = weights[rows.x * 2u + index];
   let b = weights[rows.y * 2u + index];
   let c = weights[rows.z * 2u + index];
   let d = weights[rows.w * 2u + index];
-  let words_x = vec4<u32>(a.x, b.x, c.x, d.x);
-  let words_y = vec4<u32>(a.y, b.y, c.y, d.y);
-  let words_z = vec4<u32>(a.z, b.z, c.z, d.z);
-  let words_w = vec4<u32>(a.w, b.w, c.w, d.w);
+  let words_x = vec4u(a.x, b.x, c.x, d.x);
+  let words_y = vec4u(a.y, b.y, c.y, d.y);
+  let words_z = vec4u(a.z, b.z, c.z, d.z);
+  let words_w = vec4u(a.w, b.w, c.w, d.w);
   return Chunk(
     index,
     centered_rows(words_x, ZEROS), centered_rows(words_x >> four, ZEROS),
     centered_rows(words_y, ZEROS), centered_rows(words_y >> four, ZEROS),
     centered_rows(words_z, ZEROS), centered_rows(words_z >> four, ZEROS),
     centered_rows(words_w, ZEROS), centered_rows(words_w >> four, ZEROS),
-    select(vec4<f32>(), scales_of_3(rows, block), i < CHUNKS_3));  // nothing behind the end of K
+    select(vec4f(), scales_of_3(rows, block), i < CHUNKS_3));  // nothing behind the end of K
 }
 
 // A chunk of a row of x times those of W, and the product of their scales.
-fn products_3(row: u32, w: Chunk) -> vec4<f32> {
+fn products_3(row: u32, w: Chunk) -> vec4f {
   let at = row * X_STRIDE_3 + 2u * w.index;
-  var sum = vec4<i32>(SUM_START);
+  var sum = vec4i(SUM_START);
   let x0 = x[at];
   sum += dots(x0.x, w.words0) + dots(x0.y, w.words1) + dots(x0.z, w.words2) + dots(x0.w, w.words3);
   let x1 = x[at + 1u];
   sum += dots(x1.x, w.words4) + dots(x1.y, w.words5) + dots(x1.z, w.words6) + dots(x1.w, w.words7);
-  return bitcast<vec4<f32>>(sum) - SUM_OFFSET;
+  return bitcast<vec4f>(sum) - SUM_OFFSET;
 }
 
 // The sum of a part: a row of x times four rows of W.
-fn part_sum_3(row: u32, w0: Chunk, w1: Chunk) -> vec4<f32> {
-  var sum = vec4<f32>();
+fn part_sum_3(row: u32, w0: Chunk, w1: Chunk) -> vec4f {
+  var sum = vec4f();
   sum = fma(x_scale_3(row, w0.index) * w0.scales, products_3(row, w0), sum);
   sum = fma(x_scale_3(row, w1.index) * w1.scales, products_3(row, w1), sum);
   return sum;
 }
 
-fn store_3(row: u32, column: u32, total: vec4<f32>) {
+fn store_3(row: u32, column: u32, total: vec4f) {
   let at = row * 271u + column;
   if (column < N_3) {
     y[at] = total.x;
@@ -404,7 +403,7 @@ fn store_3(row: u32, column: u32, total: vec4<f32>) {
 //   /lm_head/MatMul_Q4
 @compute @workgroup_size(128, 1, 1)
 fn gemv_rows_q4_int8_3(
-  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(workgroup_id) group: vec3u,
   @builtin(local_invocation_index) thread: u32,
 ) {
   let first_quad = group.x * QUADS;
@@ -422,7 +421,7 @@ fn gemv_rows_q4_int8_3(
     workgroupBarrier();
     let row = first_row + thread / QUADS;
     if (thread < BATCH * QUADS && row < n_rows) {
-      var total = vec4<f32>();
+      var total = vec4f();
       let from_part = thread / QUADS * STRIDE + quad;
       for (var part = 0u; part < PARTS; part += 8u) {
         let from_sum = from_part + part * QUADS;

@@ -13,7 +13,7 @@ const WIDTH = 64u;
 // ONNX nodes:
 //   /model/layers.1/final_norm_layernorm/SkipLayerNorm
 @compute @workgroup_size(256, 1, 1)
-fn main(@builtin(global_invocation_id) id: vec3<u32>) {
+fn main(@builtin(global_invocation_id) id: vec3u) {
   if (id.x >= WIDTH) { return; }
   y[id.x] = x[(max(sequence.length, 1u) - 1u) * WIDTH + id.x];
 }

@@ -3,8 +3,8 @@ struct Sequence {
 }
 
 @group(0) @binding(0) var<storage, read> sequence: Sequence;
-// Rows of int8 values, four to a word, even and odd ones of every eight apart; then f32 scales.
-@group(0) @binding(1) var<storage, read> x: array<vec4<u32>>;
+// Rows of int8, even and odd ones of every eight apart; then f32 scales.
+@group(0) @binding(1) var<storage, read> x: array<vec4u>;
 
 override X_STRIDE: u32 = 5u;  // vectors per row
 override X_SCALES: u32 = 4u;  // where a row's scales begin
@@ -32,18 +32,18 @@ override N: u32 = 128u;  // outputs
 override ROW_CHUNKS: u32 = 2u;  // of 32 weights
 override CHUNKS: u32 = 2u;
 
-@group(0) @binding(2) var<storage, read> weights: array<vec4<u32>>;
+@group(0) @binding(2) var<storage, read> weights: array<vec4u>;
 
-// 32 activations as int8 with one scale, even and odd ones of every eight in separate words, as the
-// nibbles of a word of weights come apart.
+// 32 activations as int8, even and odd ones of every eight in separate words, as the nibbles of a word
+// of weights come apart.
 struct Chunk {
-  words0: vec4<u32>,
-  words1: vec4<u32>,
+  words0: vec4u,
+  words1: vec4u,
   sum: i32,
   scale: f32,
 }
 
-fn sum_of(words: vec4<u32>) -> i32 {
+fn sum_of(words: vec4u) -> i32 {
   return dot4I8Packed(words.x, 0x01010101u) + dot4I8Packed(words.y, 0x01010101u)
     + dot4I8Packed(words.z, 0x01010101u) + dot4I8Packed(words.w, 0x01010101u);
 }
@@ -54,30 +54,41 @@ fn load_chunk(x_row: u32, chunk: u32) -> Chunk {
   return Chunk(words0, words1, sum_of(words0) + sum_of(words1), x_scale(x_row, chunk));
 }
 
-// The sum of (q - zero) * x is that of q * x, less zero times the sum of x: nibbles need no centring.
-fn row_dot(row: u32, chunk: u32, x: Chunk) -> f32 {
-  let words = weights[row * ROW_CHUNKS + chunk];
+struct Weights {
+  words: vec4u,
+  scale: f32,
+  zero: i32,
+}
+
+fn load_weights(row: u32, chunk: u32) -> Weights {
   let block = chunk / CHUNKS_PER_BLOCK;
-  var sum = -zero_point(row, block) * x.sum;
-  sum += dot4I8Packed(words.x & 0x0f0f0f0fu, x.words0.x);
-  sum += dot4I8Packed((words.x >> 4u) & 0x0f0f0f0fu, x.words0.y);
-  sum += dot4I8Packed(words.y & 0x0f0f0f0fu, x.words0.z);
-  sum += dot4I8Packed((words.y >> 4u) & 0x0f0f0f0fu, x.words0.w);
-  sum += dot4I8Packed(words.z & 0x0f0f0f0fu, x.words1.x);
-  sum += dot4I8Packed((words.z >> 4u) & 0x0f0f0f0fu, x.words1.y);
-  sum += dot4I8Packed(words.w & 0x0f0f0f0fu, x.words1.z);
-  sum += dot4I8Packed((words.w >> 4u) & 0x0f0f0f0fu, x.words1.w);
-  return scale(row, block) * x.scale * f32(sum);
+  return Weights(weights[row * ROW_CHUNKS + chunk], scale(row, block), zero_point(row, block));
+}
+
+// Sixteen weights times sixteen activations.
+fn sixteen(weights: vec2u, x: vec4u) -> i32 {
+  return dot4I8Packed(weights.x & 0x0f0f0f0fu, x.x) + dot4I8Packed((weights.x >> 4u) & 0x0f0f0f0fu, x.y)
+    + dot4I8Packed(weights.y & 0x0f0f0f0fu, x.z) + dot4I8Packed((weights.y >> 4u) & 0x0f0f0f0fu, x.w);
+}
+
+// The sum of (q - zero) * x: that of q * x, less zero times the sum of x.
+fn weights_dot(w: Weights, x: Chunk) -> f32 {
+  let sum = sixteen(w.words.xy, x.words0) + sixteen(w.words.zw, x.words1) - w.zero * x.sum;
+  return w.scale * x.scale * f32(sum);
+}
+
+fn row_dot(row: u32, chunk: u32, x: Chunk) -> f32 {
+  return weights_dot(load_weights(row, chunk), x);
 }
 
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;
 
 // The products of a row of x with four rows of W.
-fn products(x_row: u32, rows: vec4<u32>) -> vec4<f32> {
-  var sums = vec4<f32>();
+fn products(x_row: u32, rows: vec4u) -> vec4f {
+  var sums = vec4f();
   for (var chunk = 0u; chunk < CHUNKS; chunk++) {
     let x_chunk = load_chunk(x_row, chunk);
-    sums += vec4<f32>(
+    sums += vec4f(
       row_dot(rows.x, chunk, x_chunk), row_dot(rows.y, chunk, x_chunk),
       row_dot(rows.z, chunk, x_chunk), row_dot(rows.w, chunk, x_chunk));
   }
@@ -88,7 +99,7 @@ fn products(x_row: u32, rows: vec4<u32>) -> vec4<f32> {
 //   /model/layers.0/attn/qkv_proj/MatMul_Q4
 //   /model/layers.0/attn/GroupQueryAttention
 @compute @workgroup_size(16, 1, 1)
-fn product_q4_int8(@builtin(global_invocation_id) id: vec3<u32>) {
+fn product_q4_int8(@builtin(global_invocation_id) id: vec3u) {
   if (sequence.stop != 0u || id.y >= sequence.length) {
     return;  // generation has ended, or there is no token in this row
   }
@@ -96,7 +107,7 @@ fn product_q4_int8(@builtin(global_invocation_id) id: vec3<u32>) {
   if (row >= N) {
     return;
   }
-  let sums = products(id.y, vec4<u32>(row, row + 1u, row + 2u, row + 3u));
+  let sums = products(id.y, vec4u(row, row + 1u, row + 2u, row + 3u));
   let at = id.y * 128u + row;
   y[at] = sums.x;
   y[at + 1u] = sums.y;
@@ -110,7 +121,7 @@ fn product_q4_int8(@builtin(global_invocation_id) id: vec3<u32>) {
 //   /model/layers.0/mlp/down_proj/MatMul_Q4
 //   /model/layers.1/final_norm_layernorm/SkipLayerNorm
 @compute @workgroup_size(16, 1, 1)
-fn product_q4_int8_2(@builtin(global_invocation_id) id: vec3<u32>) {
+fn product_q4_int8_2(@builtin(global_invocation_id) id: vec3u) {
   if (sequence.stop != 0u || id.y >= sequence.length) {
     return;  // generation has ended, or there is no token in this row
   }
@@ -118,7 +129,7 @@ fn product_q4_int8_2(@builtin(global_invocation_id) id: vec3<u32>) {
   if (row >= N) {
     return;
   }
-  let sums = products(id.y, vec4<u32>(row, row + 1u, row + 2u, row + 3u));
+  let sums = products(id.y, vec4u(row, row + 1u, row + 2u, row + 3u));
   let at = id.y * 64u + row;
   y[at] = sums.x;
   y[at + 1u] = sums.y;
@@ -137,7 +148,7 @@ fn gate(v: f32) -> f32 {
 //   /model/layers.0/mlp/act_fn/Mul
 //   /model/layers.0/mlp/Mul
 @compute @workgroup_size(16, 1, 1)
-fn product_q4_int8_gated(@builtin(global_invocation_id) id: vec3<u32>) {
+fn product_q4_int8_gated(@builtin(global_invocation_id) id: vec3u) {
   if (sequence.stop != 0u || id.y >= sequence.length) {
     return;  // generation has ended, or there is no token in this row
   }
@@ -146,7 +157,7 @@ fn product_q4_int8_gated(@builtin(global_invocation_id) id: vec3<u32>) {
     return;
   }
   let next = row + 1u;
-  let sums = products(id.y, vec4<u32>(row, next, row + N, next + N));
+  let sums = products(id.y, vec4u(row, next, row + N, next + N));
   y[id.y * 96u + row] = gate(sums.x) * sums.z;
   y[id.y * 96u + next] = gate(sums.y) * sums.w;
 }
@@ -169,11 +180,11 @@ fn finite(value: f32) -> f32 {
 }
 
 // The products of a row of x with four rows of W.
-fn products_argmax(rows: vec4<u32>) -> vec4<f32> {
-  var sums = vec4<f32>();
+fn products_argmax(rows: vec4u) -> vec4f {
+  var sums = vec4f();
   for (var chunk = 0u; chunk < CHUNKS; chunk++) {
     let x_chunk = load_chunk_argmax(chunk);
-    sums += vec4<f32>(
+    sums += vec4f(
       row_dot(rows.x, chunk, x_chunk), row_dot(rows.y, chunk, x_chunk),
       row_dot(rows.z, chunk, x_chunk), row_dot(rows.w, chunk, x_chunk));
   }
@@ -183,7 +194,7 @@ fn products_argmax(rows: vec4<u32>) -> vec4<f32> {
 // ONNX nodes:
 //   /lm_head/MatMul_Q4
 @compute @workgroup_size(16, 1, 1)
-fn product_q4_int8_argmax(@builtin(global_invocation_id) id: vec3<u32>) {
+fn product_q4_int8_argmax(@builtin(global_invocation_id) id: vec3u) {
   if (sequence.stop != 0u) {
     return;  // generation has ended
   }
@@ -194,7 +205,7 @@ fn product_q4_int8_argmax(@builtin(global_invocation_id) id: vec3<u32>) {
   var value = -GREATEST;
   var index = 0xffffffffu;
   for (var row = begin; row < min(begin + 4u, N); row += 4u) {
-    let sums = products_argmax(min(vec4<u32>(row) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(N - 1u)));
+    let sums = products_argmax(min(vec4u(row) + vec4u(0u, 1u, 2u, 3u), vec4u(N - 1u)));
     for (var i = 0u; i < min(4u, N - row); i++) {
       y[row + i] = sums[i];
       if (index == 0xffffffffu || finite(sums[i]) > value) {
@@ -210,7 +221,7 @@ fn product_q4_int8_argmax(@builtin(global_invocation_id) id: vec3<u32>) {
 // ONNX nodes:
 //   /lm_head/MatMul_Q4
 @compute @workgroup_size(16, 1, 1)
-fn product_q4_int8_3(@builtin(global_invocation_id) id: vec3<u32>) {
+fn product_q4_int8_3(@builtin(global_invocation_id) id: vec3u) {
   if (sequence.stop != 0u || id.y >= sequence.length) {
     return;  // generation has ended, or there is no token in this row
   }
@@ -218,7 +229,7 @@ fn product_q4_int8_3(@builtin(global_invocation_id) id: vec3<u32>) {
   if (row >= N) {
     return;
   }
-  let sums = products(id.y, min(vec4<u32>(row) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(N - 1u)));
+  let sums = products(id.y, min(vec4u(row) + vec4u(0u, 1u, 2u, 3u), vec4u(N - 1u)));
   for (var i = 0u; i < min(4u, N - row); i++) {
     y[id.y * 271u + row + i] = sums[i];
   }

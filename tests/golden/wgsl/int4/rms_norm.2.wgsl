@@ -5,16 +5,16 @@ const SIZE = 16u;  // vec4 elements of a row
 const THREADS = 32u;
 const EPSILON = 9.999999747378752e-06;
 
-@group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
-@group(0) @binding(1) var<storage, read> weight: array<vec2<u32>>;
+@group(0) @binding(0) var<storage, read> x: array<vec4f>;
+@group(0) @binding(1) var<storage, read> weight: array<vec2u>;
 @group(0) @binding(2) var<storage, read_write> y_int8: array<u32>;  // rows of int8 in words of four, then a scale per 32
 
-fn load_weight(i: u32) -> vec4<f32> {
+fn load_weight(i: u32) -> vec4f {
   let pair = weight[i];
-  return vec4<f32>(unpack2x16float(pair.x), unpack2x16float(pair.y));
+  return vec4f(unpack2x16float(pair.x), unpack2x16float(pair.y));
 }
 
-fn value(row: u32, i: u32) -> vec4<f32> {
+fn value(row: u32, i: u32) -> vec4f {
   let at = row * SIZE + i;
   return x[at];
 }
@@ -45,14 +45,14 @@ fn set_factor(squares: f32, thread: u32) {
   workgroupBarrier();
 }
 
-// Eight values as int8, the even ones in one word and the odd ones in the next, as 4-bit weights come apart.
-fn int8_octet(a: vec4<f32>, b: vec4<f32>, to_int8: f32) -> vec2<u32> {
-  let c = vec4<i32>(round(a * to_int8));
-  let d = vec4<i32>(round(b * to_int8));
-  return vec2<u32>(pack4xI8(vec4<i32>(c.xz, d.xz)), pack4xI8(vec4<i32>(c.yw, d.yw)));
+// Eight values as int8, the even ones and then the odd ones.
+fn int8_octet(a: vec4f, b: vec4f, to_int8: f32) -> vec2u {
+  let c = vec4i(round(a * to_int8));
+  let d = vec4i(round(b * to_int8));
+  return vec2u(pack4xI8(vec4i(c.xz, d.xz)), pack4xI8(vec4i(c.yw, d.yw)));
 }
 
-fn greatest_of(v: vec4<f32>) -> f32 {
+fn greatest_of(v: vec4f) -> f32 {
   return max(max(v.x, v.y), max(v.z, v.w));
 }
 
@@ -62,7 +62,7 @@ const Y_STRIDE = 20u;
 var<workgroup> largest: array<f32, THREADS>;  // of a thread's eight values
 
 // Eight values of a thread, a and b; 4 threads share the scale of a block.
-fn write_int8(row: u32, octet: u32, thread: u32, a: vec4<f32>, b: vec4<f32>) {
+fn write_int8(row: u32, octet: u32, thread: u32, a: vec4f, b: vec4f) {
   workgroupBarrier();  // the last ones may still be read
   largest[thread] = greatest_of(max(abs(a), abs(b)));
   workgroupBarrier();
@@ -86,8 +86,8 @@ fn write_int8(row: u32, octet: u32, thread: u32, a: vec4<f32>, b: vec4<f32>) {
 //   /model/layers.0/input_layernorm/LayerNorm
 @compute @workgroup_size(32, 1, 1)
 fn rms_norm(
-  @builtin(workgroup_id) group: vec3<u32>,
-  @builtin(num_workgroups) groups: vec3<u32>,
+  @builtin(workgroup_id) group: vec3u,
+  @builtin(num_workgroups) groups: vec3u,
   @builtin(local_invocation_index) thread: u32,
 ) {
   let row = group.y * groups.x + group.x;
@@ -104,8 +104,8 @@ fn rms_norm(
 
   for (var first = 0u; first < N / 8u; first += THREADS) {
     let octet = first + thread;
-    var a = vec4<f32>();
-    var b = vec4<f32>();
+    var a = vec4f();
+    var b = vec4f();
     if (octet < N / 8u) {
       a = value(row, 2u * octet) * factor * load_weight(2u * octet);
       b = value(row, 2u * octet + 1u) * factor * load_weight(2u * octet + 1u);
@@ -116,20 +116,21 @@ fn rms_norm(
 
 // y = (x + skip) / sqrt(mean of squares + epsilon) * weight: one workgroup per row.
 
-@group(0) @binding(3) var<storage, read> skip: array<vec4<f32>>;
-@group(0) @binding(4) var<storage, read_write> sum_out: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read> skip: array<vec4f>;
+@group(0) @binding(4) var<storage, read_write> sum_out: array<vec4f>;
 
-fn value_skip(row: u32, i: u32) -> vec4<f32> {
+fn value_skip(row: u32, i: u32) -> vec4f {
   let at = row * SIZE + i;
   return x[at] + skip[at];
 }
 
 // ONNX nodes:
 //   /model/layers.0/post_attention_layernorm/SkipLayerNorm
+//   /model/layers.1/final_norm_layernorm/SkipLayerNorm
 @compute @workgroup_size(32, 1, 1)
 fn skip_rms_norm(
-  @builtin(workgroup_id) group: vec3<u32>,
-  @builtin(num_workgroups) groups: vec3<u32>,
+  @builtin(workgroup_id) group: vec3u,
+  @builtin(num_workgroups) groups: vec3u,
   @builtin(local_invocation_index) thread: u32,
 ) {
   let row = group.y * groups.x + group.x;
@@ -148,40 +149,8 @@ fn skip_rms_norm(
 
   for (var first = 0u; first < N / 8u; first += THREADS) {
     let octet = first + thread;
-    var a = vec4<f32>();
-    var b = vec4<f32>();
-    if (octet < N / 8u) {
-      a = value_skip(row, 2u * octet) * factor * load_weight(2u * octet);
-      b = value_skip(row, 2u * octet + 1u) * factor * load_weight(2u * octet + 1u);
-    }
-    write_int8(row, octet, thread, a, b);
-  }
-}
-
-// ONNX nodes:
-//   /model/layers.1/final_norm_layernorm/SkipLayerNorm
-@compute @workgroup_size(32, 1, 1)
-fn skip_rms_norm_2(
-  @builtin(workgroup_id) group: vec3<u32>,
-  @builtin(num_workgroups) groups: vec3<u32>,
-  @builtin(local_invocation_index) thread: u32,
-) {
-  let row = group.y * groups.x + group.x;
-  if (row >= arrayLength(&x) / SIZE) { return; }
-
-  var squares = 0.0;
-  for (var i = 2u * thread; i < SIZE; i += 2u * THREADS) {
-    let v0 = value_skip(row, i);
-    squares += dot(v0, v0);
-    let v1 = value_skip(row, i + 1u);
-    squares += dot(v1, v1);
-  }
-  set_factor(squares, thread);
-
-  for (var first = 0u; first < N / 8u; first += THREADS) {
-    let octet = first + thread;
-    var a = vec4<f32>();
-    var b = vec4<f32>();
+    var a = vec4f();
+    var b = vec4f();
     if (octet < N / 8u) {
       a = value_skip(row, 2u * octet) * factor * load_weight(2u * octet);
       b = value_skip(row, 2u * octet + 1u) * factor * load_weight(2u * octet + 1u);

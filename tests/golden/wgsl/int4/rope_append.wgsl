@@ -17,9 +17,9 @@ fn rope_value(row: u32, i: u32) -> f32 {
   return unpack2x16float(rope[at >> 1u] >> (16u * (at & 1u))).x;
 }
 
-fn rope_angle(position: u32, i: u32) -> vec2<f32> {
+fn rope_angle(position: u32, i: u32) -> vec2f {
   let row = min(position, ROPE_ROWS - 1u);
-  return vec2<f32>(rope_value(row, i), rope_value(ROPE_ROWS + row, i));
+  return vec2f(rope_value(row, i), rope_value(ROPE_ROWS + row, i));
 }
 
 const N_HEADS = 4u;  // of q, k and v
@@ -30,8 +30,8 @@ const HEAD_SIZE = 32u;
 const FOURS = 8u;
 
 // A pair turned by an angle, given as (cos, sin).
-fn rotate(pair: vec2<f32>, angle: vec2<f32>) -> vec2<f32> {
-  return vec2<f32>(pair.x * angle.x - pair.y * angle.y, pair.y * angle.x + pair.x * angle.y);
+fn rotate(pair: vec2f, angle: vec2f) -> vec2f {
+  return vec2f(pair.x * angle.x - pair.y * angle.y, pair.y * angle.x + pair.x * angle.y);
 }
 
 // Value `i` of a head.
@@ -40,7 +40,7 @@ fn value_of(row: u32, head: u32, i: u32) -> f32 {
 }
 
 // Two adjacent values of a head to where they belong; `i` is even.
-fn put(row: u32, head: u32, i: u32, pair: vec2<f32>) {
+fn put(row: u32, head: u32, i: u32, pair: vec2f) {
   if (head < FIRST_KV) {
     let at = (row * FIRST_KV + head) * HEAD_SIZE + i;
     q[at] = pair.x;
@@ -63,7 +63,7 @@ fn put(row: u32, head: u32, i: u32, pair: vec2<f32>) {
 // ONNX nodes:
 //   /model/layers.0/attn/GroupQueryAttention
 @compute @workgroup_size(64, 1, 1)
-fn main(@builtin(global_invocation_id) id: vec3<u32>) {
+fn main(@builtin(global_invocation_id) id: vec3u) {
   let row = id.y;
   let head = id.x / FOURS;
   let four = id.x % FOURS;
@@ -74,15 +74,15 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
   if (rotated) {
     let position = sequence.past_length + row;
     let i = 2u * four;  // and its partner in the other half
-    let first = vec2<f32>(value_of(row, head, i), value_of(row, head, ROPE_WIDTH + i));
-    let second = vec2<f32>(value_of(row, head, i + 1u), value_of(row, head, ROPE_WIDTH + i + 1u));
+    let first = vec2f(value_of(row, head, i), value_of(row, head, ROPE_WIDTH + i));
+    let second = vec2f(value_of(row, head, i + 1u), value_of(row, head, ROPE_WIDTH + i + 1u));
     let a = rotate(first, rope_angle(position, i));
     let b = rotate(second, rope_angle(position, i + 1u));
-    put(row, head, i, vec2<f32>(a.x, b.x));
-    put(row, head, ROPE_WIDTH + i, vec2<f32>(a.y, b.y));
+    put(row, head, i, vec2f(a.x, b.x));
+    put(row, head, ROPE_WIDTH + i, vec2f(a.y, b.y));
     return;
   }
   let i = 4u * four;
-  put(row, head, i, vec2<f32>(value_of(row, head, i), value_of(row, head, i + 1u)));
-  put(row, head, i + 2u, vec2<f32>(value_of(row, head, i + 2u), value_of(row, head, i + 3u)));
+  put(row, head, i, vec2f(value_of(row, head, i), value_of(row, head, i + 1u)));
+  put(row, head, i + 2u, vec2f(value_of(row, head, i + 2u), value_of(row, head, i + 3u)));
 }

@@ -1,4 +1,4 @@
-// The next token, of one workgroup: the largest logit, of equals the first.
+// The next token: the largest logit, of equals the first.
 
 struct Sequence {
   past_length: u32, length: u32, total_length: u32, call_length: u32, n_tokens: u32, limit: u32, stop: u32,
@@ -81,10 +81,9 @@ fn advance(token: u32) {
   if (sequence.n_tokens >= sequence.limit) { sequence.stop = STOP_LIMIT; }
 }
 
-// The first of the four steps of sampling: every logit, after the repetition penalty, as a key.
-// Keys are u32 in the order of the logits; 0 stands for a token that is never drawn (-inf, NaN).
+// Sampling, step 1 of 4: logits, after the repetition penalty, as u32 keys in their order; 0 is never drawn.
 
-const SPAN = 1024u;  // tokens_keys of the vocabulary per workgroup
+const SPAN = 512u;  // tokens_keys of the vocabulary per workgroup
 const HISTOGRAM_WORDS = 768u;
 
 @group(0) @binding(0) var<storage, read> sequence_keys: Sequence;
@@ -95,14 +94,14 @@ const HISTOGRAM_WORDS = 768u;
 @group(0) @binding(5) var<storage, read_write> histogram: array<u32>;  // cleared here for the next step
 
 var<workgroup> greatest: atomic<u32>;
-var<workgroup> seen: array<atomic<u32>, 32>;  // a bit per token of the span
+var<workgroup> seen: array<atomic<u32>, 16>;  // a bit per token of the span
 
-// Whether this step draws a token: not when the arg-max is wanted, nor after the end, nor inside a prompt.
+// Not when the arg-max is wanted, nor after the end, nor inside a prompt.
 fn sampling_runs() -> bool {
   return sequence_keys.sampling != 0u && sequence_keys.stop == 0u && sequence_keys.total_length == sequence_keys.n_tokens;
 }
 
-// The logit as transformers penalises it. The reciprocal comes from the host: division is not exact here.
+// The reciprocal comes from the host: division is not exact here.
 fn penalised(bits: u32, is_seen: bool) -> u32 {
   if (!is_seen || (bits & 0x7f800000u) == 0x7f800000u) {
     return bits;  // infinities and NaN as they are
@@ -121,11 +120,23 @@ fn key_of(bits: u32) -> u32 {
   return select(0x80000000u | finite, ~bits, bits > 0x80000000u);  // -0 is 0
 }
 
+// Writes the key of the token at place `i` of the span.
+fn make_key(begin: u32, i: u32, bits: u32) -> u32 {
+  if (begin + i >= VOCAB_SIZE) {
+    return 0u;
+  }
+  let is_seen = (atomicLoad(&seen[i / 32u]) >> (i % 32u)) % 2u == 1u;
+  let key = key_of(penalised(bits, is_seen));
+  keys[begin + i] = key;
+  return key;
+}
+
 @compute @workgroup_size(16, 1, 1)
-fn sample_keys(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+fn sample_keys(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
   if (!sampling_runs()) {
     return;
   }
+  let begin = group.x * SPAN;
   if (group.x == 0u) {
     for (var i = thread; i < HISTOGRAM_WORDS; i += THREADS) {
       histogram[i] = 0u;
@@ -138,7 +149,6 @@ fn sample_keys(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocatio
     atomicStore(&seen[i], 0u);
   }
   workgroupBarrier();
-  let begin = group.x * SPAN;
   if (sequence_keys.repetition_penalty != 0x3f800000u) {  // 1.0
     for (var i = thread; i < sequence_keys.n_tokens; i += THREADS) {
       let offset = u32(tokens_keys[i]) - begin;  // wraps around below the span
@@ -150,10 +160,7 @@ fn sample_keys(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocatio
   workgroupBarrier();
   var best = 0u;
   for (var i = thread; i < min(SPAN, VOCAB_SIZE - begin); i += THREADS) {
-    let is_seen = (atomicLoad(&seen[i / 32u]) >> (i % 32u)) % 2u == 1u;
-    let key = key_of(penalised(logits[begin + i], is_seen));
-    keys[begin + i] = key;
-    best = max(best, key);
+    best = max(best, make_key(begin, i, logits[begin + i]));
   }
   atomicMax(&greatest, best);
   workgroupBarrier();
@@ -162,9 +169,8 @@ fn sample_keys(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocatio
   }
 }
 
-// The second step of sampling: every token's probability as an integer weight, and their histogram.
-// weight = 2^31 · exp((logit - greatest) / temperature), rounded down. Integers add up to the same sum in
-// any order and on every GPU, which floats do not.
+// Sampling, step 2: weights, 2^31 · exp((logit - greatest) / temperature) rounded down, and their histogram.
+// Integers add up to the same sum in any order and on every GPU.
 
 const N_SPANS = 1u;
 
@@ -184,7 +190,7 @@ fn multiply_high(a: u32, b: u32) -> u32 {
   return (a >> 16u) * (b >> 16u) + (middle >> 16u) + (other >> 16u);
 }
 
-// Bins of an eighth of a power of two; the first bins hold the greatest weights.
+// Eight bins per power of two, the greatest weights first.
 fn bin_of(weight: u32) -> u32 {
   let octave = countLeadingZeros(weight);
   return 8u * octave + 7u - ((weight << octave) >> 28u) % 8u;
@@ -194,8 +200,7 @@ fn logit_of(key: u32) -> f32 {
   return bitcast<f32>(select(~key, key & 0x7fffffffu, key >= 0x80000000u));
 }
 
-// 2^31 · 2^(-x / 2^26), rounded down: a polynomial in the 26-bit fraction, made to be 1 at 0, 1/2 at 1 and
-// to fall all the way between (all 2^26 values were tried; it is off by 3.5e-9 at most).
+// 2^31 · 2^(-x / 2^26), rounded down; off by 3.5e-9 at most.
 fn power_of_two(x: u32) -> u32 {
   let fraction = x << 6u;
   var sum = 0x00071d9cu;
@@ -220,11 +225,29 @@ fn weight_of(key: u32, greatest: f32) -> u32 {
   return power_of_two(u32(below));
 }
 
+// Writes down a token's weight, and adds it to its bin.
+fn count(token: u32, weight: u32) {
+  if (token >= VOCAB_SIZE) {
+    return;
+  }
+  weights[token] = weight;
+  if (weight == 0u) {
+    return;
+  }
+  let bin = bin_of(weight);
+  atomicAdd(&histogram_weights[bin], 1u);
+  let old = atomicAdd(&histogram_weights[256u + bin], weight);
+  if (old > ~weight) {
+    atomicAdd(&histogram_weights[512u + bin], 1u);  // the carry: as many in any order
+  }
+}
+
 @compute @workgroup_size(16, 1, 1)
-fn sample_weights(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+fn sample_weights(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
   if (!sampling_runs()) {
     return;
   }
+  let begin = group.x * SPAN;
   if (group.x == 0u && thread == 0u) {
     candidates[0] = 0u;
   }
@@ -237,24 +260,13 @@ fn sample_weights(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invoca
   }
   workgroupBarrier();
   let greatest = logit_of(atomicLoad(&greatest_key));
-  let begin = group.x * SPAN;
   for (var i = begin + thread; i < min(begin + SPAN, VOCAB_SIZE); i += THREADS) {
-    let weight = weight_of(keys_weights[i], greatest);
-    weights[i] = weight;
-    if (weight > 0u) {
-      let bin = bin_of(weight);
-      atomicAdd(&histogram_weights[bin], 1u);
-      let old = atomicAdd(&histogram_weights[256u + bin], weight);
-      if (old > ~weight) {
-        atomicAdd(&histogram_weights[512u + bin], 1u);  // the carry: as many in any order
-      }
-    }
+    count(i, weight_of(keys_weights[i], greatest));
   }
 }
 
-// The third step of sampling: which tokens the last step must look at one by one.
-// The histogram says in which bin of weights top-k or top-p ends. With top-k the candidates are the tokens
-// down to that bin; with top-p alone those of that bin: all above survive it. Without either, none.
+// Sampling, step 3: lists what the last step must look at one by one. With top-k the tokens down to the bin in
+// which it ends, with top-p alone those of that bin, without either none.
 
 struct Candidate {
   key: u32,
@@ -267,72 +279,74 @@ struct Candidates {
   top_k: u32,  // 0: all
   top_p: u32,  // in 2^-32; 0: all
   padding: u32,
-  all_weight: vec2<u32>,
-  weight_above: vec2<u32>,  // of the tokens that survive top-p and are not listed
+  all_weight: vec2u,
+  weight_above: vec2u,  // of the tokens that survive top-p and are not listed
   list: array<Candidate>,
 }
 
-fn least_one(weight: vec2<u32>) -> vec2<u32> {
-  return select(weight, vec2<u32>(1u, 0u), weight.x == 0u && weight.y == 0u);
+fn least_one(weight: vec2u) -> vec2u {
+  return select(weight, vec2u(1u, 0u), weight.x == 0u && weight.y == 0u);
 }
 
 @group(0) @binding(2) var<storage, read> weights_candidates: array<u32>;
 @group(0) @binding(3) var<storage, read> histogram_candidates: array<u32>;  // [3, bins]: tokens, weight low, weight high
 @group(0) @binding(4) var<storage, read_write> candidates_candidates: Candidates;
-@group(0) @binding(5) var<storage, read_write> span_weights: array<vec2<u32>>;  // without the candidates_candidates
+@group(0) @binding(5) var<storage, read_write> span_weights: array<vec2u>;  // without the candidates_candidates
 
-// 64-bit unsigned integers are vec2<u32>(low, high).
-fn add_wide(a: vec2<u32>, b: vec2<u32>) -> vec2<u32> {
+// 64-bit unsigned integers are vec2u(low, high).
+fn add_wide(a: vec2u, b: vec2u) -> vec2u {
   let low = a.x + b.x;
-  return vec2<u32>(low, a.y + b.y + select(0u, 1u, low < a.x));
+  return vec2u(low, a.y + b.y + select(0u, 1u, low < a.x));
 }
 
-fn subtract_wide(a: vec2<u32>, b: vec2<u32>) -> vec2<u32> {
-  return vec2<u32>(a.x - b.x, a.y - b.y - select(0u, 1u, a.x < b.x));
+fn subtract_wide(a: vec2u, b: vec2u) -> vec2u {
+  return vec2u(a.x - b.x, a.y - b.y - select(0u, 1u, a.x < b.x));
 }
 
-fn is_less(a: vec2<u32>, b: vec2<u32>) -> bool {
+fn is_less(a: vec2u, b: vec2u) -> bool {
   return a.y < b.y || (a.y == b.y && a.x < b.x);
 }
 
 // a · part / 2^32, rounded down.
-fn fraction_of(a: vec2<u32>, part: u32) -> vec2<u32> {
-  return add_wide(vec2<u32>(a.y * part, multiply_high(a.y, part)), vec2<u32>(multiply_high(a.x, part), 0u));
+fn fraction_of(a: vec2u, part: u32) -> vec2u {
+  return add_wide(vec2u(a.y * part, multiply_high(a.y, part)), vec2u(multiply_high(a.x, part), 0u));
 }
 
-var<workgroup> sums: array<vec2<u32>, 16>;
-var<workgroup> found: vec3<u32>;
+var<workgroup> sums: array<vec2u, 32>;  // two halves, written by turns
+var<workgroup> found: vec3u;
 
 // The sum of `value` over this thread and those before it; sums[i] is that of thread i.
-fn running_sum(thread: u32, value: vec2<u32>) -> vec2<u32> {
+fn running_sum(thread: u32, value: vec2u) -> vec2u {
   workgroupBarrier();  // the sums may still be read from the last call
-  sums[thread] = value;
-  workgroupBarrier();
-  for (var step = 1u; step < 16u; step <<= 1u) {
-    var before = vec2<u32>(0u, 0u);
-    if (thread >= step) {
-      before = sums[thread - step];
-    }
+  var sum = value;
+  var half = 0u;  // so that the last one is the first half
+  sums[half + thread] = sum;
+  for (var step = 1u; step < 16u; step *= 4u) {
     workgroupBarrier();
-    sums[thread] = add_wide(sums[thread], before);
-    workgroupBarrier();
+    let a = select(vec2u(), sums[half + max(thread, step) - step], thread >= step);
+    let b = select(vec2u(), sums[half + max(thread, 2u * step) - 2u * step], thread >= 2u * step);
+    let c = select(vec2u(), sums[half + max(thread, 3u * step) - 3u * step], thread >= 3u * step);
+    sum = add_wide(add_wide(sum, a), add_wide(b, c));
+    half = 16u - half;
+    sums[half + thread] = sum;
   }
-  return sums[thread];
+  workgroupBarrier();
+  return sum;
 }
 
-fn total() -> vec2<u32> {
+fn total() -> vec2u {
   return sums[15];
 }
 
-// The thread at which the running sum, `upto`, reaches `target_sum`, and the sum before it; else thread 0.
-fn find_thread(thread: u32, upto: vec2<u32>, value: vec2<u32>, target_sum: vec2<u32>) -> vec3<u32> {
+// The thread at which the running sum reaches `target_sum`, and the sum before it; else thread 0.
+fn find_thread(thread: u32, upto: vec2u, value: vec2u, target_sum: vec2u) -> vec3u {
   if (thread == 0u) {
-    found = vec3<u32>(0u, 0u, 0u);
+    found = vec3u(0u, 0u, 0u);
   }
   workgroupBarrier();
   let before = subtract_wide(upto, value);
   if (is_less(before, target_sum) && !is_less(upto, target_sum)) {
-    found = vec3<u32>(thread, before);
+    found = vec3u(thread, before);
   }
   return workgroupUniformLoad(&found);
 }
@@ -340,20 +354,34 @@ fn find_thread(thread: u32, upto: vec2<u32>, value: vec2<u32>, target_sum: vec2<
 const BINS_PER_THREAD = 16u;
 
 // Of a bin the number of tokens, or their weight.
-fn bin_sum(bin: u32, by_count: bool) -> vec2<u32> {
+fn bin_sum(bin: u32, by_count: bool) -> vec2u {
   if (by_count) {
-    return vec2<u32>(histogram_candidates[bin], 0u);
+    return vec2u(histogram_candidates[bin], 0u);
   }
-  return vec2<u32>(histogram_candidates[256u + bin], histogram_candidates[512u + bin]);
+  return vec2u(histogram_candidates[256u + bin], histogram_candidates[512u + bin]);
+}
+
+// Lists a candidate; the weight of any other that survives.
+fn sort_out(token: u32, weight: u32, first: u32, last: u32) -> u32 {
+  let bin = bin_of(max(weight, 1u));
+  if (token >= VOCAB_SIZE || weight == 0u || bin > last) {
+    return 0u;
+  }
+  if (bin >= first) {
+    candidates_candidates.list[atomicAdd(&candidates_candidates.count, 1u)] = Candidate(keys_weights[token], weight, token);
+    return 0u;
+  }
+  return select(0u, weight, weight >= sequence_keys.min_p);
 }
 
 @compute @workgroup_size(16, 1, 1)
-fn sample_candidates(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+fn sample_candidates(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
   if (!sampling_runs()) {
     return;
   }
-  var count = vec2<u32>(0u, 0u);
-  var weight = vec2<u32>(0u, 0u);
+  let begin = group.x * SPAN;
+  var count = vec2u(0u, 0u);
+  var weight = vec2u(0u, 0u);
   for (var bin = thread * BINS_PER_THREAD; bin < (thread + 1u) * BINS_PER_THREAD; bin++) {
     count = add_wide(count, bin_sum(bin, true));
     weight = add_wide(weight, bin_sum(bin, false));
@@ -363,11 +391,11 @@ fn sample_candidates(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_inv
   let weight_upto = running_sum(thread, weight);
   let all_weight = total();
 
-  // Where top-k or top-p ends: bins below `first` survive, those behind `last` do not.
+  // Bins below `first` survive, those behind `last` do not.
   let by_count = sequence_keys.top_k != 0u && sequence_keys.top_k < n_possible;
   let by_weight = sequence_keys.top_p != 0u && !by_count;
   let kept_weight = least_one(fraction_of(all_weight, sequence_keys.top_p));
-  let least = select(kept_weight, vec2<u32>(sequence_keys.top_k, 0u), by_count);
+  let least = select(kept_weight, vec2u(sequence_keys.top_k, 0u), by_count);
   var end = find_thread(
     thread,
     select(weight_upto, count_upto, by_count),
@@ -381,7 +409,7 @@ fn sample_candidates(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_inv
     if (!is_less(upto, least)) {
       break;
     }
-    end = vec3<u32>(end.x + 1u, upto);
+    end = vec3u(end.x + 1u, upto);
   }
   let last = select(255u, end.x, by_count || by_weight);
   let first = select(select(256u, end.x, by_weight), 0u, by_count);
@@ -390,22 +418,12 @@ fn sample_candidates(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_inv
     candidates_candidates.top_k = select(0u, sequence_keys.top_k, by_count);
     candidates_candidates.top_p = sequence_keys.top_p;
     candidates_candidates.all_weight = all_weight;
-    candidates_candidates.weight_above = select(vec2<u32>(0u, 0u), end.yz, by_weight);
+    candidates_candidates.weight_above = select(vec2u(0u, 0u), end.yz, by_weight);
   }
 
-  var surviving = vec2<u32>(0u, 0u);
-  let begin = group.x * SPAN;
+  var surviving = vec2u(0u, 0u);
   for (var i = begin + thread; i < min(begin + SPAN, VOCAB_SIZE); i += THREADS) {
-    let weight = weights_candidates[i];
-    let bin = bin_of(max(weight, 1u));
-    if (weight == 0u || bin > last) {
-      continue;
-    }
-    if (bin >= first) {
-      candidates_candidates.list[atomicAdd(&candidates_candidates.count, 1u)] = Candidate(keys_weights[i], weight, i);
-    } else if (weight >= sequence_keys.min_p) {
-      surviving = add_wide(surviving, vec2<u32>(weight, 0u));
-    }
+    surviving = add_wide(surviving, vec2u(sort_out(i, weights_candidates[i], first, last), 0u));
   }
   running_sum(thread, surviving);
   if (thread == 0u) {
@@ -413,39 +431,39 @@ fn sample_candidates(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_inv
   }
 }
 
-// The next token, of one workgroup: the largest logit (of equals the first), or the last step of sampling.
+// The next token: the largest logit, or sampling's step 4.
 
-struct Candidates_sample {
+struct Candidates_main {
   count: u32,
   top_k: u32,  // 0: all
   top_p: u32,  // in 2^-32; 0: all
   padding: u32,
-  all_weight: vec2<u32>,
-  weight_above: vec2<u32>,  // of the tokens that survive top-p and are not listed
+  all_weight: vec2u,
+  weight_above: vec2u,  // of the tokens that survive top-p and are not listed
   list: array<Candidate>,
 }
 
-@group(0) @binding(4) var<storage, read> keys_sample: array<u32>;
-@group(0) @binding(5) var<storage, read> weights_sample: array<u32>;
-@group(0) @binding(6) var<storage, read> candidates_sample: Candidates_sample;
-@group(0) @binding(7) var<storage, read> span_weights_sample: array<vec2<u32>>;
+@group(0) @binding(4) var<storage, read> keys_main: array<u32>;
+@group(0) @binding(5) var<storage, read> weights_main: array<u32>;
+@group(0) @binding(6) var<storage, read> candidates_main: Candidates_main;
+@group(0) @binding(7) var<storage, read> span_weights_main: array<vec2u>;
 
 var<workgroup> draws: bool;
 
-// Whether this step draws a token: not when the arg-max is wanted, nor after the end, nor inside a prompt.
-fn sampling_runs_sample() -> bool {
+// Not when the arg-max is wanted, nor after the end, nor inside a prompt.
+fn sampling_runs_main() -> bool {
   return sequence.sampling != 0u && sequence.stop == 0u && sequence.total_length == sequence.n_tokens;
 }
 
 // Philox-4x32-10 (Salmon et al., Parallel random numbers: as easy as 1, 2, 3, 2011): the first word.
-fn philox(counter: u32, seed: vec2<u32>) -> u32 {
-  var state = vec4<u32>(counter, 0u, 0u, 0u);
+fn philox(counter: u32, seed: vec2u) -> u32 {
+  var state = vec4u(counter, 0u, 0u, 0u);
   var key = seed;
   for (var i = 0u; i < 10u; i++) {
-    let high = vec2<u32>(multiply_high(0xd2511f53u, state.x), multiply_high(0xcd9e8d57u, state.z));
-    let low = vec2<u32>(0xd2511f53u * state.x, 0xcd9e8d57u * state.z);
-    state = vec4<u32>(high.y ^ state.y ^ key.x, low.y, high.x ^ state.w ^ key.y, low.x);
-    key += vec2<u32>(0x9e3779b9u, 0xbb67ae85u);
+    let high = vec2u(multiply_high(0xd2511f53u, state.x), multiply_high(0xcd9e8d57u, state.z));
+    let low = vec2u(0xd2511f53u * state.x, 0xcd9e8d57u * state.z);
+    state = vec4u(high.y ^ state.y ^ key.x, low.y, high.x ^ state.w ^ key.y, low.x);
+    key += vec2u(0x9e3779b9u, 0xbb67ae85u);
   }
   return state.x;
 }
@@ -472,59 +490,45 @@ fn add_to_bin(bin: u32, value: u32) {
   }
 }
 
-fn bin_sum_sample(bin: u32) -> vec2<u32> {
-  return vec2<u32>(atomicLoad(&lows[bin]), atomicLoad(&highs[bin]));
+fn bin_sum_main(bin: u32) -> vec2u {
+  return vec2u(atomicLoad(&lows[bin]), atomicLoad(&highs[bin]));
 }
 
-// A thread reads four candidates at a time, so that it waits for memory once. Behind the last candidate it
-// reads that one again.
-fn listed(i: u32, step: u32) -> u32 {
-  return min(i + step * THREADS, candidates_sample.count - 1u);
+// Four candidates of the list. Behind its end they are the last one, and not `there`.
+struct Four {
+  keys: vec4u,
+  weights: vec4u,
+  tokens: vec4u,
+  there: vec4<bool>,
 }
 
-fn four_keys(i: u32) -> vec4<u32> {
-  return vec4<u32>(
-    candidates_sample.list[i].key,
-    candidates_sample.list[listed(i, 1u)].key,
-    candidates_sample.list[listed(i, 2u)].key,
-    candidates_sample.list[listed(i, 3u)].key,
-  );
+const AT_ONCE = 8u * THREADS;  // candidates_main that are asked for before anything waits: eight of each thread
+
+fn four(i: u32) -> Four {
+  let places = vec4u(i) + THREADS * vec4u(0u, 1u, 2u, 3u);
+  let last = candidates_main.count - 1u;
+  let a = candidates_main.list[min(places.x, last)];
+  let b = candidates_main.list[min(places.y, last)];
+  let c = candidates_main.list[min(places.z, last)];
+  let d = candidates_main.list[min(places.w, last)];
+  return Four(
+    vec4u(a.key, b.key, c.key, d.key),
+    vec4u(a.weight, b.weight, c.weight, d.weight),
+    vec4u(a.token, b.token, c.token, d.token),
+    places <= vec4u(last));
 }
 
-fn four_weights(i: u32) -> vec4<u32> {
-  return vec4<u32>(
-    candidates_sample.list[i].weight,
-    candidates_sample.list[listed(i, 1u)].weight,
-    candidates_sample.list[listed(i, 2u)].weight,
-    candidates_sample.list[listed(i, 3u)].weight,
-  );
-}
-
-fn four_tokens(i: u32) -> vec4<u32> {
-  return vec4<u32>(
-    candidates_sample.list[i].token,
-    candidates_sample.list[listed(i, 1u)].token,
-    candidates_sample.list[listed(i, 2u)].token,
-    candidates_sample.list[listed(i, 3u)].token,
-  );
-}
-
-// Which of the four are not behind the last one.
-fn four_listed(i: u32) -> vec4<bool> {
-  return vec4<u32>(i) + THREADS * vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(candidates_sample.count);
-}
-
-// How many of the low bits of their keys the candidates differ in. The others are the same for most lists,
-// and need no digit: all candidates would meet in one bin.
+// How many of the low bits of their keys the candidates differ in: the others need no digit.
 fn differing_bits(thread: u32) -> u32 {
   if (thread == 0u) {
     atomicStore(&differing, 0u);
   }
   workgroupBarrier();
   var bits = 0u;
-  for (var i = thread; i < candidates_sample.count; i += 4u * THREADS) {
-    let keys_sample = four_keys(i) ^ vec4<u32>(candidates_sample.list[0].key);
-    bits |= keys_sample.x | keys_sample.y | keys_sample.z | keys_sample.w;
+  for (var i = thread; i < candidates_main.count; i += AT_ONCE) {
+    let first = vec4u(candidates_main.list[0].key);
+    let keys_main = (four(i).keys ^ first) | (four(i + AT_ONCE / 2u).keys ^ first);
+    bits |= keys_main.x | keys_main.y | keys_main.z | keys_main.w;
   }
   atomicOr(&differing, bits);
   workgroupBarrier();
@@ -534,36 +538,43 @@ fn differing_bits(thread: u32) -> u32 {
   return workgroupUniformLoad(&n_differing_bits);
 }
 
-// The greatest key such that the candidates with that key or a greater one come to `least`, by number or
-// by weight: digit after digit, the most significant first.
-fn threshold(thread: u32, by_weight: bool, least: vec2<u32>) -> u32 {
+// Bins the candidates whose ~key begins with `prefix` by their next digit.
+fn add_digits(four: Four, by_weight: bool, prefix: u32, mask: u32, shift: u32) {
+  let keys_main = ~four.keys;
+  let amounts = select(vec4u(1u), four.weights, by_weight);
+  let bins = (keys_main >> vec4u(shift)) & vec4u(0xfu);
+  let counts = four.there & (((keys_main ^ vec4u(prefix)) & vec4u(mask)) == vec4u(0u));
+  if (counts.x) {
+    add_to_bin(bins.x, amounts.x);
+  }
+  if (counts.y) {
+    add_to_bin(bins.y, amounts.y);
+  }
+  if (counts.z) {
+    add_to_bin(bins.z, amounts.z);
+  }
+  if (counts.w) {
+    add_to_bin(bins.w, amounts.w);
+  }
+}
+
+// The greatest key such that the candidates down to it come to `least`, by number or by weight: digit by digit.
+fn threshold(thread: u32, by_weight: bool, least: vec2u) -> u32 {
   var missing = least;
   var n_bits = differing_bits(thread);  // still to be found
   var mask = select(0u, ~0u << n_bits, n_bits < 32u);
-  var prefix = ~candidates_sample.list[0].key & mask;  // of ~key: the greatest key first
+  var prefix = ~candidates_main.list[0].key & mask;  // of ~key: the greatest key first
   while (n_bits > 0u) {
     let shift = max(n_bits, 4u) - 4u;
     clear_bins(thread);
-    for (var i = thread; i < candidates_sample.count; i += 4u * THREADS) {
-      let keys_sample = ~four_keys(i);
-      let amounts = select(vec4<u32>(1u), four_weights(i), by_weight);
-      let bins = (keys_sample >> vec4<u32>(shift)) & vec4<u32>(0xfu);
-      let counts = four_listed(i) & (((keys_sample ^ vec4<u32>(prefix)) & vec4<u32>(mask)) == vec4<u32>(0u));
-      if (counts.x) {
-        add_to_bin(bins.x, amounts.x);
-      }
-      if (counts.y) {
-        add_to_bin(bins.y, amounts.y);
-      }
-      if (counts.z) {
-        add_to_bin(bins.z, amounts.z);
-      }
-      if (counts.w) {
-        add_to_bin(bins.w, amounts.w);
-      }
+    for (var i = thread; i < candidates_main.count; i += AT_ONCE) {
+      let these = four(i);
+      let those = four(i + AT_ONCE / 2u);
+      add_digits(these, by_weight, prefix, mask, shift);
+      add_digits(those, by_weight, prefix, mask, shift);
     }
     workgroupBarrier();
-    let value = bin_sum_sample(thread);
+    let value = bin_sum_main(thread);
     let end = find_thread(thread, running_sum(thread, value), value, missing);
     prefix |= end.x << shift;
     mask |= 0xfu << shift;
@@ -573,15 +584,19 @@ fn threshold(thread: u32, by_weight: bool, least: vec2<u32>) -> u32 {
   return ~prefix;
 }
 
+fn weight_down(four: Four, key: u32) -> vec2u {
+  let weights_main = select(vec4u(0u), four.weights, four.there & (four.keys >= vec4u(key)));
+  let sum = add_wide(vec2u(weights_main.x, 0u), vec2u(weights_main.y, 0u));
+  return add_wide(sum, add_wide(vec2u(weights_main.z, 0u), vec2u(weights_main.w, 0u)));
+}
+
 // The weight of the candidates with `key` or a greater one.
-fn weight_down_to(thread: u32, key: u32) -> vec2<u32> {
-  var sum = vec2<u32>(0u, 0u);
-  for (var i = thread; i < candidates_sample.count; i += 4u * THREADS) {
-    let weights_sample = select(vec4<u32>(0u), four_weights(i), four_listed(i) & (four_keys(i) >= vec4<u32>(key)));
-    sum = add_wide(sum, vec2<u32>(weights_sample.x, 0u));
-    sum = add_wide(sum, vec2<u32>(weights_sample.y, 0u));
-    sum = add_wide(sum, vec2<u32>(weights_sample.z, 0u));
-    sum = add_wide(sum, vec2<u32>(weights_sample.w, 0u));
+fn weight_down_to(thread: u32, key: u32) -> vec2u {
+  var sum = vec2u(0u, 0u);
+  for (var i = thread; i < candidates_main.count; i += AT_ONCE) {
+    let these = four(i);
+    let those = four(i + AT_ONCE / 2u);
+    sum = add_wide(sum, add_wide(weight_down(these, key), weight_down(those, key)));
   }
   running_sum(thread, sum);
   return total();
@@ -592,54 +607,59 @@ fn surviving_weight(key: u32, weight: u32, least_key: u32) -> u32 {
   return select(0u, weight, key >= least_key && weight >= sequence.min_p);
 }
 
-// The same for one seed and place in the text, however the steps are put together.
-fn random_word() -> u32 {
-  return philox(sequence.n_tokens, vec2<u32>(sequence.seed_low, sequence.seed_high));
+fn add_to_spans(four: Four, least_key: u32) {
+  let survives = (four.keys >= vec4u(least_key)) & (four.weights >= vec4u(sequence.min_p));
+  let amounts = select(vec4u(0u), four.weights, four.there & survives);
+  let spans = four.tokens / SPAN;
+  add_to_bin(spans.x, amounts.x);
+  add_to_bin(spans.y, amounts.y);
+  add_to_bin(spans.z, amounts.z);
+  add_to_bin(spans.w, amounts.w);
 }
 
-// A token drawn in proportion to the surviving weights: the first, in the order of the vocabulary, at which
-// their running sum is over a random fraction of their total.
+// One for a seed and a place in the text.
+fn random_word() -> u32 {
+  return philox(sequence.n_tokens, vec2u(sequence.seed_low, sequence.seed_high));
+}
+
+// The first token at which the running sum of the surviving weights is over a random fraction of their total.
 fn drawn(thread: u32) -> u32 {
   var least_key = 0u;
-  var weight_kept = candidates_sample.all_weight;
-  if (candidates_sample.top_k != 0u) {
-    least_key = threshold(thread, false, vec2<u32>(candidates_sample.top_k, 0u));
+  var weight_kept = candidates_main.all_weight;
+  if (candidates_main.top_k != 0u) {
+    least_key = threshold(thread, false, vec2u(candidates_main.top_k, 0u));
     weight_kept = weight_down_to(thread, least_key);
   }
-  if (candidates_sample.top_p != 0u) {
-    let least = least_one(fraction_of(weight_kept, candidates_sample.top_p));
-    least_key = threshold(thread, true, subtract_wide(least, candidates_sample.weight_above));
+  if (candidates_main.top_p != 0u) {
+    let least = least_one(fraction_of(weight_kept, candidates_main.top_p));
+    least_key = threshold(thread, true, subtract_wide(least, candidates_main.weight_above));
   }
 
   // A thread per span of the vocabulary.
   clear_bins(thread);
-  for (var i = thread; i < candidates_sample.count; i += 4u * THREADS) {
-    let weights_sample = four_weights(i);
-    let survives = (four_keys(i) >= vec4<u32>(least_key)) & (weights_sample >= vec4<u32>(sequence.min_p));
-    let amounts = select(vec4<u32>(0u), weights_sample, four_listed(i) & survives);
-    let spans = four_tokens(i) / SPAN;
-    add_to_bin(spans.x, amounts.x);
-    add_to_bin(spans.y, amounts.y);
-    add_to_bin(spans.z, amounts.z);
-    add_to_bin(spans.w, amounts.w);
+  for (var i = thread; i < candidates_main.count; i += AT_ONCE) {
+    let these = four(i);
+    let those = four(i + AT_ONCE / 2u);
+    add_to_spans(these, least_key);
+    add_to_spans(those, least_key);
   }
   workgroupBarrier();
-  var value = bin_sum_sample(thread);
+  var value = bin_sum_main(thread);
   if (thread < N_SPANS) {
-    value = add_wide(value, span_weights_sample[thread]);
+    value = add_wide(value, span_weights_main[thread]);
   }
   var upto = running_sum(thread, value);
-  // The first survivor where a draw is not wanted; 1 is the least running sum there is.
+  // The first survivor where a draw is not wanted.
   let random = select(0u, random_word(), sequence.sampling == SAMPLING_DRAW);
-  let target_sum = add_wide(fraction_of(total(), random), vec2<u32>(1u, 0u));
+  let target_sum = add_wide(fraction_of(total(), random), vec2u(1u, 0u));
   let span = find_thread(thread, upto, value, target_sum);
 
   // A thread per few tokens of that span.
   let begin = span.x * SPAN + thread * TOKENS_PER_THREAD;
   let end = min(begin + TOKENS_PER_THREAD, VOCAB_SIZE);
-  value = vec2<u32>(0u, 0u);
+  value = vec2u(0u, 0u);
   for (var i = begin; i < end; i++) {
-    value = add_wide(value, vec2<u32>(surviving_weight(keys_sample[i], weights_sample[i], least_key), 0u));
+    value = add_wide(value, vec2u(surviving_weight(keys_main[i], weights_main[i], least_key), 0u));
   }
   upto = running_sum(thread, value);
   let place = find_thread(thread, upto, value, subtract_wide(target_sum, span.yz));
@@ -647,7 +667,7 @@ fn drawn(thread: u32) -> u32 {
   var missing = subtract_wide(subtract_wide(target_sum, span.yz), place.yz);
   let first = span.x * SPAN + place.x * TOKENS_PER_THREAD;
   for (var token = first; token < min(first + TOKENS_PER_THREAD, VOCAB_SIZE); token++) {
-    let weight = vec2<u32>(surviving_weight(keys_sample[token], weights_sample[token], least_key), 0u);
+    let weight = vec2u(surviving_weight(keys_main[token], weights_main[token], least_key), 0u);
     if (!is_less(weight, missing)) {
       return token;
     }
@@ -657,9 +677,9 @@ fn drawn(thread: u32) -> u32 {
 }
 
 @compute @workgroup_size(16, 1, 1)
-fn sample(@builtin(local_invocation_index) thread: u32) {
+fn sample_main(@builtin(local_invocation_index) thread: u32) {
   if (thread == 0u) {
-    draws = sampling_runs_sample();
+    draws = sampling_runs_main();
   }
   var token = 0u;
   if (workgroupUniformLoad(&draws)) {

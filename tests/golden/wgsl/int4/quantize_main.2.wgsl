@@ -3,28 +3,28 @@ struct Sequence {
 }
 
 @group(0) @binding(0) var<storage, read> sequence: Sequence;
-@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> x: array<vec4f>;
 @group(0) @binding(2) var<storage, read_write> y: array<u32>;  // per row: values, four to a word, then a scale per block
 
 override K: u32 = 64u;
 override BLOCKS: u32 = 2u;  // of 32 values, per row
 
 // Four values of a row from column i on; 0 behind its end.
-fn values_at(row: u32, i: u32) -> vec4<f32> {
+fn values_at(row: u32, i: u32) -> vec4f {
   if (i >= K) {
-    return vec4<f32>();
+    return vec4f();
   }
   return x[(row * K + i) / 4u];
 }
 
-// Eight values as int8, the even ones in one word and the odd ones in the next, as 4-bit weights come apart.
-fn int8_octet(a: vec4<f32>, b: vec4<f32>, to_int8: f32) -> vec2<u32> {
-  let c = vec4<i32>(round(a * to_int8));
-  let d = vec4<i32>(round(b * to_int8));
-  return vec2<u32>(pack4xI8(vec4<i32>(c.xz, d.xz)), pack4xI8(vec4<i32>(c.yw, d.yw)));
+// Eight values as int8, the even ones and then the odd ones.
+fn int8_octet(a: vec4f, b: vec4f, to_int8: f32) -> vec2u {
+  let c = vec4i(round(a * to_int8));
+  let d = vec4i(round(b * to_int8));
+  return vec2u(pack4xI8(vec4i(c.xz, d.xz)), pack4xI8(vec4i(c.yw, d.yw)));
 }
 
-fn greatest_of(v: vec4<f32>) -> f32 {
+fn greatest_of(v: vec4f) -> f32 {
   return max(max(v.x, v.y), max(v.z, v.w));
 }
 
@@ -33,9 +33,9 @@ fn greatest_of(v: vec4<f32>) -> f32 {
 //   /model/layers.0/attn/GroupQueryAttention
 // One block per thread.
 @compute @workgroup_size(64, 1, 1)
-fn quantize(
-  @builtin(workgroup_id) group: vec3<u32>,
-  @builtin(num_workgroups) groups: vec3<u32>,
+fn quantize_main(
+  @builtin(workgroup_id) group: vec3u,
+  @builtin(num_workgroups) groups: vec3u,
   @builtin(local_invocation_index) thread: u32,
 ) {
   let i = (group.y * groups.x + group.x) * 64u + thread;
@@ -44,7 +44,7 @@ fn quantize(
   if (row >= min(arrayLength(&y) / 20u, sequence.length) || sequence.stop != 0u) {
     return;  // no token in this row, or generation has ended
   }
-  var values: array<vec4<f32>, 8>;
+  var values: array<vec4f, 8>;
   for (var j = 0u; j < 8u; j++) {
     values[j] = values_at(row, block * 32u + 4u * j);
   }
@@ -63,17 +63,17 @@ fn quantize(
 }
 
 // ONNX nodes:
-//   /model/layers.0/mlp/down_proj/MatMul_Q4
 //   /model/layers.0/mlp/gate_proj/MatMul_Q4
 //   /model/layers.0/mlp/up_proj/MatMul_Q4
 //   /model/layers.0/mlp/act_fn/Sigmoid
 //   /model/layers.0/mlp/act_fn/Mul
 //   /model/layers.0/mlp/Mul
+//   /model/layers.0/mlp/down_proj/MatMul_Q4
 // One block per thread.
 @compute @workgroup_size(64, 1, 1)
-fn quantize_2(
-  @builtin(workgroup_id) group: vec3<u32>,
-  @builtin(num_workgroups) groups: vec3<u32>,
+fn quantize_main_2(
+  @builtin(workgroup_id) group: vec3u,
+  @builtin(num_workgroups) groups: vec3u,
   @builtin(local_invocation_index) thread: u32,
 ) {
   let i = (group.y * groups.x + group.x) * 64u + thread;
@@ -82,7 +82,7 @@ fn quantize_2(
   if (row >= min(arrayLength(&y) / 28u, sequence.length) || sequence.stop != 0u) {
     return;  // no token in this row, or generation has ended
   }
-  var values: array<vec4<f32>, 8>;
+  var values: array<vec4f, 8>;
   for (var j = 0u; j < 8u; j++) {
     values[j] = values_at(row, block * 32u + 4u * j);
   }

@@ -18,7 +18,7 @@ fn element0(i: u32) -> f32 {
 // ONNX nodes:
 //   /model/embed_tokens/Gather
 @compute @workgroup_size(256, 1, 1)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u,
         @builtin(local_invocation_index) thread: u32) {
   let i = group.y * groups.x + group.x;
   if (i >= arrayLength(&y) / WIDTH) { return; }

@@ -1,5 +1,3 @@
-enable f16;
-
 // y[i] = table[ids[i]], one workgroup per id.
 
 const N_ROWS = 271i;
@@ -12,14 +10,14 @@ struct Sequence {
   past_length: u32, length: u32, total_length: u32, call_length: u32, n_tokens: u32, limit: u32, stop: u32,
 }
 @group(0) @binding(0) var<storage, read> table0: array<u32>;
-@group(0) @binding(1) var<storage, read> scales: array<f16>;
+@group(0) @binding(1) var<storage, read> scales: array<u32>;
 @group(0) @binding(2) var<storage, read> ids: array<i32>;
 @group(0) @binding(3) var<storage, read> sequence: Sequence;
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;
 
 fn word0(at: u32) -> u32 { return table0[at]; }
 fn scale_at(i: u32) -> f32 {
-  return f32(scales[i]);
+  return unpack2x16float(scales[i >> 1u])[i & 1u];
 }
 
 // Two 4-bit codes per byte, low nibble first.
@@ -30,7 +28,7 @@ fn code(byte_at: u32, word: u32, odd: u32) -> f32 {
 // ONNX nodes:
 //   /model/embed_tokens/GatherBlockQuantized
 @compute @workgroup_size(256, 1, 1)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u,
         @builtin(local_invocation_index) thread: u32) {
   let i = group.y * groups.x + group.x;
   if (i >= arrayLength(&y) / WIDTH) { return; }
