@@ -70,6 +70,7 @@ TILES = (
     TileShape(32, 64),
     TileShape(32, 128),
     TileShape(16, 64),
+    TileShape(128, 128),
     TileShape(128, 256),
 )
 ATTENTION_FORMS: tuple[tuple[int, dict[str, int]], ...] = (

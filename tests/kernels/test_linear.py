@@ -32,6 +32,7 @@ from webgpu_compile.compiler.lowering.linear import (
     Segment,
     TileShape,
 )
+from webgpu_compile.compiler.lowering.linear_format import Linear
 from webgpu_compile.compiler.program import DType
 from webgpu_compile.compiler.target import TARGETS, Target
 
@@ -177,6 +178,7 @@ INT8_SHAPES = (
     TileShape(32, 128),
     TileShape(64, 128),
     TileShape(64, 256),
+    TileShape(128, 128),
     TileShape(128, 256),
 )
 
@@ -204,6 +206,19 @@ def test_few_rows_of_a_gated_layer(shape: RowsShape) -> None:
     options = {"epilogue": Gated("silu")}
     expected = run_gemm(case, PORTABLE, x, shape=TileShape(16, 64), **options)
     assert np.array_equal(run_gemm(case, PORTABLE, x, shape=shape, **options), expected)
+
+
+def test_tiles_are_high_where_many_remain() -> None:
+    """256 workgroups of 128 rows or more: gate and up of a 1B from 128 rows on, its other layers never."""
+    layers = {"gate, up": (8192, True), "qkv": (3072, False), "head": (128256, False)}
+    heights = {
+        name: [
+            lowering.gemm_shape(Linear("q4", 2048, n, (), 32, gated=gated, activation="int8"), rows).rows
+            for rows in (64, 128, 512)
+        ]
+        for name, (n, gated) in layers.items()
+    }
+    assert heights == {"gate, up": [128, 128, 128], "qkv": [64, 64, 64], "head": [128, 128, 128]}
 
 
 def test_few_rows_of_more_than_65535_workgroups() -> None:
