@@ -44,7 +44,7 @@ export function capture(device, steps, ranges, launches, buffers, pipelines) {
 
 /** The hot loop. @param {GPUCommandEncoder} encoder @param {Iterable<Prepared>} work */
 export function encode(encoder, work) {
-  /** @type {GPUComputePassEncoder | undefined | void} one for all dispatches between copies: to begin one is dear */
+  /** @type {GPUComputePassEncoder | undefined | void} one for all dispatches between copies */
   let pass;
   for (const program of work) {
     for (const part of program) {
