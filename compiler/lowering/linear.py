@@ -78,7 +78,7 @@ class RowsShape:
 
 @dataclass(frozen=True, slots=True)
 class TileShape:
-    """A tile of a GEMM: `rows` rows of x by TILE_N rows of W; a thread has 4 or 8 of them by 4."""
+    """A tile of a GEMM: `rows` rows of x by TILE_N rows of W; a thread has 4, 8 or 16 of them by 4."""
 
     rows: int
     threads: int
