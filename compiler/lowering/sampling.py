@@ -5,11 +5,12 @@ Drawing takes four kernels, three of them with many workgroups. Nothing is sorte
 1. `sample_keys`: the repetition penalty on every token of the history (once each; positive logits are
    divided by it, others multiplied), then u32 keys in the order of the logits.
 2. `sample_weights`: exp((logit - greatest) / temperature) as an integer fraction of 2^31, and a histogram
-   of these weights, eight bins per octave.
+   of these weights, 32 bins per octave, for top-k and top-p.
 3. `sample_candidates`: the bin in which top-k or top-p ends. Only the tokens of that bin (for top-k also
    those above it) are compared one by one: it lists them, and adds up the others that survive.
-4. `sample`: the exact thresholds by radix selection over the list; then the first token, in the order of
-   the vocabulary, at which the running sum of the surviving weights is over a random fraction of their total.
+4. `sample`: the exact thresholds; each of up to 256 candidates looks at all the others, more are searched
+   digit by digit (radix selection). Then the first token, in the order of the vocabulary, at which the
+   running sum of the surviving weights is over a random fraction of their total.
 
 The filters are those of transformers and vLLM, in their order: penalty, temperature, top-k, top-p, min-p.
 top-p is a part of the weight that top-k leaves, min-p of the greatest weight. Ties: every token whose logit
@@ -44,8 +45,11 @@ SAMPLE_THREADS = 256
 CPU_SAMPLE_THREADS = 16
 """The same where a CPU plays the GPU: SwiftShader takes 0.6 ms to compile a word of workgroup memory."""
 
-BINS = 256
-"""Of the histogram of weights: eight per octave."""
+BINS = 1024
+"""Of the histogram of weights: 32 per octave, so that few tokens share the one in which a filter ends."""
+
+CPU_BINS = 256
+"""The same where a CPU plays the GPU."""
 
 MIN_SPAN = 512
 """Tokens of the vocabulary per workgroup of the first three kernels, unless that makes too many spans."""
@@ -72,18 +76,19 @@ def sample(builder: Builder) -> list[Kernel]:
     logits = logits_of(builder)
     threads = _threads(builder)
     span, n_spans = spans(vocab_size, threads)
+    bins = CPU_BINS if builder.target.cpu else BINS
     scratch = {
         "keys": builder.tensor("sample/keys", DType.U32, (vocab_size,), Role.ACTIVATION),
         "span_keys": builder.tensor("sample/span_keys", DType.U32, (n_spans,), Role.ACTIVATION),
         "weights": builder.tensor("sample/weights", DType.U32, (vocab_size,), Role.ACTIVATION),
         "span_weights": builder.tensor("sample/span_weights", DType.U32, (n_spans, 2), Role.ACTIVATION),
-        "histogram": builder.tensor("sample/histogram", DType.U32, (3, BINS), Role.ACTIVATION),
+        "histogram": builder.tensor("sample/histogram", DType.U32, (3, bins), Role.ACTIVATION),
         "candidates": builder.tensor(
             "sample/candidates", DType.U32, (CANDIDATES_WORDS + 3 * vocab_size,), Role.ACTIVATION
         ),
     }
     state = {"sequence": builder.tensors[SEQUENCE], "tokens": builder.tensors[TOKENS], "logits": logits}
-    shape: dict[str, Constant] = {"vocab_size": vocab_size, "span": span, "n_spans": n_spans, "bins": BINS}
+    shape: dict[str, Constant] = {"vocab_size": vocab_size, "span": span, "n_spans": n_spans, "bins": bins}
 
     def kernel(step: str, read: str, written: str, nbytes: int) -> Kernel:
         tensors = {**state, **scratch}
@@ -96,7 +101,7 @@ def sample(builder: Builder) -> list[Kernel]:
 
     return [
         kernel("keys", "sequence tokens logits", "keys span_keys histogram", 4 + span // 8),
-        kernel("weights", "sequence keys span_keys", "weights histogram candidates", 4 + 12 * BINS),
+        kernel("weights", "sequence keys span_keys", "weights histogram candidates", 4 + 12 * bins),
         kernel(
             "candidates", "sequence keys weights histogram", "candidates span_weights", _scan_nbytes(threads)
         ),
@@ -150,7 +155,7 @@ def _choose(
         "digit_bits": threads.bit_length() - 1,
         "digit_mask": hex(threads - 1),
     }
-    nbytes = _scan_nbytes(threads) + 16 * threads + 4 if scratch else 8 * threads
+    nbytes = _scan_nbytes(threads) + 28 * threads + 4 if scratch else 8 * threads
     kernel = _sampling_kernel("sample", 1, threads, bindings, constants, nbytes, prod(values.shape))
     return kernel if scratch else renamed(kernel, "sample_greedy")
 

@@ -6,6 +6,7 @@ counter of its random number, so one set of logits gives as many independent dra
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
@@ -190,6 +191,22 @@ def test_cuts_at_every_place() -> None:
         assert_exact(logits, Sampling(1.0, top_p=float(top_p), seed=3), 6)
     for min_p in (1e-12, 1e-3, 0.5, 0.999999, 1.0):
         assert_exact(logits, Sampling(1.0, min_p=min_p, seed=4), 6)
+
+
+def test_lists_of_every_length() -> None:
+    """None; a candidate a thread (each looks at all others); what threads hold; and what is behind that."""
+    lengths = []
+    cases = [{}, {"top_p": 0.7}, {"top_k": 250}, {"top_k": 250, "top_p": 0.6}, {"top_k": 1000, "top_p": 0.9}]
+    for spread in (0.002, 0.05, 0.5, 3.0):
+        logits = logits_of(40000, 1, spread)
+        for case in cases:
+            for ties in (9, 2):  # decimal places
+                rounded = np.round(logits / np.float32(spread), ties) * np.float32(spread)
+                assert_exact(rounded, Sampling(0.9, seed=5, **case), 3, name=case)
+                data = device().queue.read_buffer(sampler(40000).buffers["sample/candidates"], 0, 4)
+                lengths.append(int(np.frombuffer(data, np.uint32)[0]))
+    threads, held = 256, 8 * 256
+    assert {bisect_left([0, threads, held], n) for n in lengths} == {0, 1, 2, 3}
 
 
 def test_temperatures() -> None:
