@@ -3,7 +3,6 @@ import { clearCache, load } from "./runtime.js";
 import { TextStream, loadText } from "./text.js";
 
 const $ = (/** @type {string} */ id) => /** @type {any} */ (document.getElementById(id));
-const SETTINGS = ["temperature", "topK", "topP", "minP", "repetitionPenalty", "seed"];
 const ANNOUNCE_MS = 2000;
 const mebibytes = (/** @type {number} */ n) => `${(n / 2 ** 20).toFixed(n < 2 ** 24 ? 1 : 0)} MiB`;
 const begun = performance.now();
@@ -122,9 +121,9 @@ function textPage(session, { tokenizer, render, reason, defaults }) {
   const options = () => {
     /** @type {any} */
     const chosen = {};
-    for (const name of ["maxNewTokens", "tokensPerSubmit", ...SETTINGS]) {
-      if ($(name).value !== "") chosen[name] = Number($(name).value);
-    }
+    /** @type {NodeListOf<HTMLInputElement>} */
+    const fields = document.querySelectorAll(".settings input");
+    for (const { id, value } of fields) if (value !== "") chosen[id] = Number(value);
     if (chosen.temperature === 0) for (const name of ["topK", "topP", "minP"]) delete chosen[name];
     return chosen;
   };

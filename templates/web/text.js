@@ -73,9 +73,8 @@ export class TextStream {
 
   /** @param {boolean} final */
   next(final) {
-    const decode = (/** @type {number[]} */ ids) => {
-      return ids.length ? this.tokenizer.decode(ids, { skip_special_tokens: true, clean_up_tokenization_spaces: false }) : "";
-    };
+    const options = { skip_special_tokens: true, clean_up_tokenization_spaces: false };
+    const decode = (/** @type {number[]} */ ids) => (ids.length ? this.tokenizer.decode(ids, options) : "");
     const before = decode(this.tokens.slice(this.start, this.given));
     const now = decode(this.tokens.slice(this.start));
     if (now.length <= before.length || (now.endsWith(REPLACEMENT) && !final)) return "";
