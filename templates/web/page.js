@@ -53,8 +53,8 @@ async function main() {
 function showFacts(session) {
   const { shaders, sequence, producer, variants } = session.manifest;
   const { description, vendor, architecture } = session.adapterInfo;
-  const others = variants.filter(({ name }) => name !== session.variant);
-  const links = others.map(({ name }) => element("a", { href: `?variant=${encodeURIComponent(name)}`, textContent: name }));
+  const others = variants.map(({ name }) => name).filter((name) => name !== session.variant);
+  const links = others.map((name) => element("a", { href: `?variant=${encodeURIComponent(name)}`, textContent: name }));
   const facts = {
     Variant: [session.variantReason],
     ...(links.length ? { "Try another": links.flatMap((link, i) => (i ? [", ", link] : [link])) } : {}),

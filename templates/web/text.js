@@ -50,13 +50,14 @@ function samplingDefaults(config) {
 /** Tokens in, text out as soon as it is certain: a token may be a part of a character, and its text may depend
  * on the one before it, so its text is the difference that it makes to the text of the last few. */
 export class TextStream {
+  /** @type {number[]} */
+  tokens = [];
+  start = 0;
+  given = 0;
+
   /** @param {any} tokenizer */
   constructor(tokenizer) {
     this.tokenizer = tokenizer;
-    /** @type {number[]} */
-    this.tokens = [];
-    this.start = 0;
-    this.given = 0;
   }
 
   /** The text that `token` completes. @param {number} token */

@@ -16,8 +16,6 @@ fn bias(row: u32) -> f32 {
 
 // LANES threads walk together along K of four rows of W.
 override LANES: u32 = 32u;
-override PARTS: u32 = 8u;  // threads that add up a row's sums
-override QUADS: u32 = 2u;  // vectors of what those have
 override PART_SUMS: u32 = 32u;
 override TILE_ROWS: u32 = 16u;
 override LANE_SUMS: u32 = 512u;
@@ -103,20 +101,21 @@ fn multiply(rows: vec4u, thread: u32) {
   lane_sums[to + 2 * LANES] = sums.z;
   lane_sums[to + 3 * LANES] = sums.w;
   workgroupBarrier();
-  let from_lane = thread / PARTS * LANES + thread % PARTS;
-  part_sums[thread / 4][thread % 4] = lane_sums[from_lane] + lane_sums[from_lane + PARTS]
-    + lane_sums[from_lane + 2 * PARTS] + lane_sums[from_lane + 3 * PARTS];
+  let parts = LANES / 4;  // of a row, in a thread each
+  let from_lane = thread / parts * LANES + thread % parts;
+  part_sums[thread / 4][thread % 4] = lane_sums[from_lane] + lane_sums[from_lane + parts]
+    + lane_sums[from_lane + 2 * parts] + lane_sums[from_lane + 3 * parts];
   workgroupBarrier();
 }
 
 // The dot product of x with a row of the tile.
 fn row_total(row: u32) -> f32 {
-  let at = row * QUADS;
+  let at = row * (LANES / 16);
   var sum = part_sums[at];
-  if (QUADS > 1) {
+  if (LANES > 16) {
     sum += part_sums[at + 1];
   }
-  if (QUADS > 2) {
+  if (LANES > 32) {
     sum = sum + part_sums[at + 2] + part_sums[at + 3];
   }
   return dot(sum, vec4f(1.0));
@@ -320,9 +319,10 @@ fn multiply_2(rows: vec4u, thread: u32) {
   lane_sums[to + 2 * LANES] = sums.z;
   lane_sums[to + 3 * LANES] = sums.w;
   workgroupBarrier();
-  let from_lane = thread / PARTS * LANES + thread % PARTS;
-  part_sums[thread / 4][thread % 4] = lane_sums[from_lane] + lane_sums[from_lane + PARTS]
-    + lane_sums[from_lane + 2 * PARTS] + lane_sums[from_lane + 3 * PARTS];
+  let parts = LANES / 4;  // of a row, in a thread each
+  let from_lane = thread / parts * LANES + thread % parts;
+  part_sums[thread / 4][thread % 4] = lane_sums[from_lane] + lane_sums[from_lane + parts]
+    + lane_sums[from_lane + 2 * parts] + lane_sums[from_lane + 3 * parts];
   workgroupBarrier();
 }
 

@@ -374,13 +374,12 @@ fn put_scores(key: u32, quad: u32, scores: mat2x4f) {
 }
 
 // A pair's scores for four keys; LOWEST of those that it does not see.
-fn scores_at(key: u32, pair: u32, sees: vec2u) -> vec4f {
+fn scores_at(key: u32, pair: u32, end: u32) -> vec4f {
   let at = key * QUADS + pair / 4;
   let c = pair % 4;
   let scores = vec4f(tile[at][c], tile[at + QUADS][c], tile[at + 2 * QUADS][c], tile[at + 3 * QUADS][c]);
   let keys = key + vec4u(0, 1, 2, 3);
-  return select(
-    vec4f(LOWEST), attention_score_prefill(scores), (keys >= vec4u(sees.x)) & (keys < vec4u(sees.y)));
+  return select(vec4f(LOWEST), attention_score_prefill(scores), keys < vec4u(end));
 }
 
 // Weighted sums of values: [pair][component], for two times four pairs.
@@ -443,7 +442,7 @@ fn attention_prefill(@builtin(workgroup_id) group: vec3u, @builtin(local_invocat
   // For the softmax one pair.
   let pair = first_pair + thread;
   let position = past + row_of(pair);
-  let sees = vec2u(0u, select(0u, position + 1, row_of(pair) < length));
+  let end = select(0u, position + 1, row_of(pair) < length);
   var maximum = LOWEST;
   var total = 0.0;
   var s = Sums();
@@ -468,7 +467,7 @@ fn attention_prefill(@builtin(workgroup_id) group: vec3u, @builtin(local_invocat
     workgroupBarrier();
 
     if (thread < PAIRS) {
-      let seen = max(sees, vec2u(first_key)) - first_key;  // keys of the tile
+      let seen = max(end, first_key) - first_key;  // keys of the tile
       var tops = vec4f(maximum);
       for (var key = 0u; key < KEYS; key += 4) {
         tops = max(tops, scores_at(key, thread, seen));
