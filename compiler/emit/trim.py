@@ -131,6 +131,9 @@ def _sequence_struct(body: str) -> str:
     fields = [f"{word}: u32," for word in WORDS[: last + 1]]
     if last + 1 == len(WORDS):
         fields[-1] = f"{WORDS[-1]}: array<u32, {MAX_STOP_TOKENS}>,"
+    whole = f"struct Sequence {{ {' '.join(fields)[:-1]} }}"
+    if len(whole) <= WIDTH:
+        return whole
     lines = ["struct Sequence {"]
     line = " "
     for field in fields:

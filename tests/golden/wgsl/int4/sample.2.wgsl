@@ -1,7 +1,7 @@
 // The next token: the largest logit, of equals the first.
 
 struct Sequence {
-  past_length: u32, length: u32, total_length: u32, call_length: u32, n_tokens: u32, limit: u32, stop: u32,
+  past_length: u32, length: u32, stop: u32, total_length: u32, call_length: u32, n_tokens: u32, limit: u32,
   sampling: u32, seed_low: u32, seed_high: u32, inverse_temperature: u32, top_k: u32, top_p: u32, min_p: u32,
   repetition_penalty: u32, inverse_repetition_penalty: u32, n_stop_tokens: u32, stop_tokens: array<u32, 16>,
 }
@@ -29,7 +29,7 @@ fn reduce_argmax(thread: u32, value: f32, index: u32) {
   values[thread] = value;
   indices[thread] = index;
   workgroupBarrier();
-  for (var half = THREADS / 2u; half > 0u; half >>= 1u) {
+  for (var half = THREADS / 2; half > 0; half >>= 1u) {
     let other = thread + half;
     if (thread < half && is_better(values[other], indices[other], values[thread], indices[thread])) {
       values[thread] = values[other];
@@ -39,11 +39,11 @@ fn reduce_argmax(thread: u32, value: f32, index: u32) {
   }
 }
 
-@compute @workgroup_size(16, 1, 1)
+@compute @workgroup_size(16)
 fn sample_greedy(@builtin(local_invocation_index) thread: u32) {
   var token = most_likely(thread);
-  if (thread == 0u) {
-    token = min(token, VOCAB_SIZE - 1u);  // all NaN: still a token
+  if (thread == 0) {
+    token = min(token, VOCAB_SIZE - 1);  // all NaN: still a token
     advance(token);
   }
 }
@@ -62,13 +62,13 @@ fn most_likely(thread: u32) -> u32 {
 }
 
 fn advance(token: u32) {
-  if (sequence.stop != 0u) { return; }
+  if (sequence.stop != 0) { return; }
   let past_length = sequence.total_length;
   let is_last_chunk = past_length == sequence.n_tokens;
   sequence.past_length = past_length;
   sequence.length = 1u;
-  sequence.total_length = past_length + 1u;
-  sequence.call_length = max(past_length + 1u, sequence.n_tokens);
+  sequence.total_length = past_length + 1;
+  sequence.call_length = max(past_length + 1, sequence.n_tokens);
   if (!is_last_chunk) { return; }
   for (var i = 0u; i < sequence.n_stop_tokens; i++) {
     if (token == sequence.stop_tokens[i]) {
@@ -77,7 +77,7 @@ fn advance(token: u32) {
     }
   }
   tokens[sequence.n_tokens] = i32(token);
-  sequence.n_tokens += 1u;
+  sequence.n_tokens += 1;
   if (sequence.n_tokens >= sequence.limit) { sequence.stop = STOP_LIMIT; }
 }
 
@@ -98,7 +98,7 @@ var<workgroup> seen: array<atomic<u32>, 16>;  // a bit per token of the span
 
 // Not when the arg-max is wanted, nor after the end, nor inside a prompt.
 fn sampling_runs() -> bool {
-  return sequence_keys.sampling != 0u && sequence_keys.stop == 0u && sequence_keys.total_length == sequence_keys.n_tokens;
+  return sequence_keys.sampling != 0 && sequence_keys.stop == 0 && sequence_keys.total_length == sequence_keys.n_tokens;
 }
 
 // The reciprocal comes from the host: division is not exact here.
@@ -125,27 +125,27 @@ fn make_key(begin: u32, i: u32, bits: u32) -> u32 {
   if (begin + i >= VOCAB_SIZE) {
     return 0u;
   }
-  let is_seen = (atomicLoad(&seen[i / 32u]) >> (i % 32u)) % 2u == 1u;
+  let is_seen = (atomicLoad(&seen[i / 32]) >> (i % 32)) % 2 == 1;
   let key = key_of(penalised(bits, is_seen));
   keys[begin + i] = key;
   return key;
 }
 
-@compute @workgroup_size(16, 1, 1)
+@compute @workgroup_size(16)
 fn sample_keys(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
   if (!sampling_runs()) {
     return;
   }
   let begin = group.x * SPAN;
-  if (group.x == 0u) {
+  if (group.x == 0) {
     for (var i = thread; i < HISTOGRAM_WORDS; i += THREADS) {
       histogram[i] = 0u;
     }
   }
-  if (thread == 0u) {
+  if (thread == 0) {
     atomicStore(&greatest, 0u);
   }
-  for (var i = thread; i < SPAN / 32u; i += THREADS) {
+  for (var i = thread; i < SPAN / 32; i += THREADS) {
     atomicStore(&seen[i], 0u);
   }
   workgroupBarrier();
@@ -153,7 +153,7 @@ fn sample_keys(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_in
     for (var i = thread; i < sequence_keys.n_tokens; i += THREADS) {
       let offset = u32(tokens_keys[i]) - begin;  // wraps around below the span
       if (offset < SPAN) {
-        atomicOr(&seen[offset / 32u], 1u << (offset % 32u));
+        atomicOr(&seen[offset / 32], 1u << (offset % 32));
       }
     }
   }
@@ -164,7 +164,7 @@ fn sample_keys(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_in
   }
   atomicMax(&greatest, best);
   workgroupBarrier();
-  if (thread == 0u) {
+  if (thread == 0) {
     span_keys[group.x] = atomicLoad(&greatest);
   }
 }
@@ -185,15 +185,15 @@ var<workgroup> greatest_key: atomic<u32>;
 // The upper 32 bits of a · b.
 fn multiply_high(a: u32, b: u32) -> u32 {
   let low = (a & 0xffffu) * (b & 0xffffu);
-  let middle = (a >> 16u) * (b & 0xffffu) + (low >> 16u);
-  let other = (a & 0xffffu) * (b >> 16u) + (middle & 0xffffu);
-  return (a >> 16u) * (b >> 16u) + (middle >> 16u) + (other >> 16u);
+  let middle = (a >> 16) * (b & 0xffffu) + (low >> 16);
+  let other = (a & 0xffffu) * (b >> 16) + (middle & 0xffffu);
+  return (a >> 16) * (b >> 16) + (middle >> 16) + (other >> 16);
 }
 
 // Eight bins per power of two, the greatest weights first.
 fn bin_of(weight: u32) -> u32 {
   let octave = countLeadingZeros(weight);
-  return 8u * octave + 7u - ((weight << octave) >> 28u) % 8u;
+  return 8 * octave + 7 - ((weight << octave) >> 28) % 8;
 }
 
 fn logit_of(key: u32) -> f32 {
@@ -202,20 +202,20 @@ fn logit_of(key: u32) -> f32 {
 
 // 2^31 · 2^(-x / 2^26), rounded down; off by 3.5e-9 at most.
 fn power_of_two(x: u32) -> u32 {
-  let fraction = x << 6u;
+  let fraction = x << 6;
   var sum = 0x00071d9cu;
   sum = 0x005375c2u - multiply_high(fraction, sum);
   sum = 0x0273b234u - multiply_high(fraction, sum);
   sum = 0x0e349a30u - multiply_high(fraction, sum);
   sum = 0x3d7f5603u - multiply_high(fraction, sum);
   sum = 0xb17215e1u - multiply_high(fraction, sum);
-  sum = 0x80000000u - multiply_high(fraction, sum) / 2u;
-  return sum >> (x >> 26u);
+  sum = 0x80000000u - multiply_high(fraction, sum) / 2;
+  return sum >> (x >> 26);
 }
 
 // inverse_temperature holds 2^26 · log2(e) / temperature.
 fn weight_of(key: u32, greatest: f32) -> u32 {
-  if (key == 0u) {
+  if (key == 0) {
     return 0u;
   }
   let below = (greatest - logit_of(key)) * bitcast<f32>(sequence_keys.inverse_temperature);
@@ -231,27 +231,27 @@ fn count(token: u32, weight: u32) {
     return;
   }
   weights[token] = weight;
-  if (weight == 0u) {
+  if (weight == 0) {
     return;
   }
   let bin = bin_of(weight);
   atomicAdd(&histogram_weights[bin], 1u);
-  let old = atomicAdd(&histogram_weights[256u + bin], weight);
+  let old = atomicAdd(&histogram_weights[256 + bin], weight);
   if (old > ~weight) {
-    atomicAdd(&histogram_weights[512u + bin], 1u);  // the carry: as many in any order
+    atomicAdd(&histogram_weights[512 + bin], 1u);  // the carry: as many in any order
   }
 }
 
-@compute @workgroup_size(16, 1, 1)
+@compute @workgroup_size(16)
 fn sample_weights(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
   if (!sampling_runs()) {
     return;
   }
   let begin = group.x * SPAN;
-  if (group.x == 0u && thread == 0u) {
+  if (group.x == 0 && thread == 0) {
     candidates[0] = 0u;
   }
-  if (thread == 0u) {
+  if (thread == 0) {
     atomicStore(&greatest_key, 0u);
   }
   workgroupBarrier();
@@ -285,7 +285,7 @@ struct Candidates {
 }
 
 fn least_one(weight: vec2u) -> vec2u {
-  return select(weight, vec2u(1u, 0u), weight.x == 0u && weight.y == 0u);
+  return select(weight, vec2u(1u, 0u), weight.x == 0 && weight.y == 0);
 }
 
 @group(0) @binding(2) var<storage, read> weights_candidates: array<u32>;
@@ -321,13 +321,13 @@ fn running_sum(thread: u32, value: vec2u) -> vec2u {
   var sum = value;
   var half = 0u;  // so that the last one is the first half
   sums[half + thread] = sum;
-  for (var step = 1u; step < 16u; step *= 4u) {
+  for (var step = 1u; step < 16; step *= 4) {
     workgroupBarrier();
     let a = select(vec2u(), sums[half + max(thread, step) - step], thread >= step);
-    let b = select(vec2u(), sums[half + max(thread, 2u * step) - 2u * step], thread >= 2u * step);
-    let c = select(vec2u(), sums[half + max(thread, 3u * step) - 3u * step], thread >= 3u * step);
+    let b = select(vec2u(), sums[half + max(thread, 2 * step) - 2 * step], thread >= 2 * step);
+    let c = select(vec2u(), sums[half + max(thread, 3 * step) - 3 * step], thread >= 3 * step);
     sum = add_wide(add_wide(sum, a), add_wide(b, c));
-    half = 16u - half;
+    half = 16 - half;
     sums[half + thread] = sum;
   }
   workgroupBarrier();
@@ -340,7 +340,7 @@ fn total() -> vec2u {
 
 // The thread at which the running sum reaches `target_sum`, and the sum before it; else thread 0.
 fn find_thread(thread: u32, upto: vec2u, value: vec2u, target_sum: vec2u) -> vec3u {
-  if (thread == 0u) {
+  if (thread == 0) {
     found = vec3u(0u, 0u, 0u);
   }
   workgroupBarrier();
@@ -358,13 +358,13 @@ fn bin_sum(bin: u32, by_count: bool) -> vec2u {
   if (by_count) {
     return vec2u(histogram_candidates[bin], 0u);
   }
-  return vec2u(histogram_candidates[256u + bin], histogram_candidates[512u + bin]);
+  return vec2u(histogram_candidates[256 + bin], histogram_candidates[512 + bin]);
 }
 
 // Lists a candidate; the weight of any other that survives.
 fn sort_out(token: u32, weight: u32, first: u32, last: u32) -> u32 {
   let bin = bin_of(max(weight, 1u));
-  if (token >= VOCAB_SIZE || weight == 0u || bin > last) {
+  if (token >= VOCAB_SIZE || weight == 0 || bin > last) {
     return 0u;
   }
   if (bin >= first) {
@@ -374,7 +374,7 @@ fn sort_out(token: u32, weight: u32, first: u32, last: u32) -> u32 {
   return select(0u, weight, weight >= sequence_keys.min_p);
 }
 
-@compute @workgroup_size(16, 1, 1)
+@compute @workgroup_size(16)
 fn sample_candidates(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
   if (!sampling_runs()) {
     return;
@@ -382,7 +382,7 @@ fn sample_candidates(@builtin(workgroup_id) group: vec3u, @builtin(local_invocat
   let begin = group.x * SPAN;
   var count = vec2u(0u, 0u);
   var weight = vec2u(0u, 0u);
-  for (var bin = thread * BINS_PER_THREAD; bin < (thread + 1u) * BINS_PER_THREAD; bin++) {
+  for (var bin = thread * BINS_PER_THREAD; bin < (thread + 1) * BINS_PER_THREAD; bin++) {
     count = add_wide(count, bin_sum(bin, true));
     weight = add_wide(weight, bin_sum(bin, false));
   }
@@ -392,8 +392,8 @@ fn sample_candidates(@builtin(workgroup_id) group: vec3u, @builtin(local_invocat
   let all_weight = total();
 
   // Bins below `first` survive, those behind `last` do not.
-  let by_count = sequence_keys.top_k != 0u && sequence_keys.top_k < n_possible;
-  let by_weight = sequence_keys.top_p != 0u && !by_count;
+  let by_count = sequence_keys.top_k != 0 && sequence_keys.top_k < n_possible;
+  let by_weight = sequence_keys.top_p != 0 && !by_count;
   let kept_weight = least_one(fraction_of(all_weight, sequence_keys.top_p));
   let least = select(kept_weight, vec2u(sequence_keys.top_k, 0u), by_count);
   var end = find_thread(
@@ -409,12 +409,12 @@ fn sample_candidates(@builtin(workgroup_id) group: vec3u, @builtin(local_invocat
     if (!is_less(upto, least)) {
       break;
     }
-    end = vec3u(end.x + 1u, upto);
+    end = vec3u(end.x + 1, upto);
   }
   let last = select(255u, end.x, by_count || by_weight);
   let first = select(select(256u, end.x, by_weight), 0u, by_count);
 
-  if (group.x == 0u && thread == 0u) {
+  if (group.x == 0 && thread == 0) {
     candidates_candidates.top_k = select(0u, sequence_keys.top_k, by_count);
     candidates_candidates.top_p = sequence_keys.top_p;
     candidates_candidates.all_weight = all_weight;
@@ -426,7 +426,7 @@ fn sample_candidates(@builtin(workgroup_id) group: vec3u, @builtin(local_invocat
     surviving = add_wide(surviving, vec2u(sort_out(i, weights_candidates[i], first, last), 0u));
   }
   running_sum(thread, surviving);
-  if (thread == 0u) {
+  if (thread == 0) {
     span_weights[group.x] = total();
   }
 }
@@ -450,16 +450,15 @@ struct Candidates_main {
 
 var<workgroup> draws: bool;
 
-// Not when the arg-max is wanted, nor after the end, nor inside a prompt.
 fn sampling_runs_main() -> bool {
-  return sequence.sampling != 0u && sequence.stop == 0u && sequence.total_length == sequence.n_tokens;
+  return sequence.sampling != 0 && sequence.stop == 0 && sequence.total_length == sequence.n_tokens;
 }
 
 // Philox-4x32-10 (Salmon et al., Parallel random numbers: as easy as 1, 2, 3, 2011): the first word.
 fn philox(counter: u32, seed: vec2u) -> u32 {
   var state = vec4u(counter, 0u, 0u, 0u);
   var key = seed;
-  for (var i = 0u; i < 10u; i++) {
+  for (var i = 0u; i < 10; i++) {
     let high = vec2u(multiply_high(0xd2511f53u, state.x), multiply_high(0xcd9e8d57u, state.z));
     let low = vec2u(0xd2511f53u * state.x, 0xcd9e8d57u * state.z);
     state = vec4u(high.y ^ state.y ^ key.x, low.y, high.x ^ state.w ^ key.y, low.x);
@@ -502,11 +501,11 @@ struct Four {
   there: vec4<bool>,
 }
 
-const AT_ONCE = 8u * THREADS;  // candidates_main that are asked for before anything waits: eight of each thread
+const AT_ONCE = 8 * THREADS;  // candidates_main that are asked for before anything waits: eight of each thread
 
 fn four(i: u32) -> Four {
   let places = vec4u(i) + THREADS * vec4u(0u, 1u, 2u, 3u);
-  let last = candidates_main.count - 1u;
+  let last = candidates_main.count - 1;
   let a = candidates_main.list[min(places.x, last)];
   let b = candidates_main.list[min(places.y, last)];
   let c = candidates_main.list[min(places.z, last)];
@@ -520,20 +519,20 @@ fn four(i: u32) -> Four {
 
 // How many of the low bits of their keys the candidates differ in: the others need no digit.
 fn differing_bits(thread: u32) -> u32 {
-  if (thread == 0u) {
+  if (thread == 0) {
     atomicStore(&differing, 0u);
   }
   workgroupBarrier();
   var bits = 0u;
   for (var i = thread; i < candidates_main.count; i += AT_ONCE) {
     let first = vec4u(candidates_main.list[0].key);
-    let keys_main = (four(i).keys ^ first) | (four(i + AT_ONCE / 2u).keys ^ first);
+    let keys_main = (four(i).keys ^ first) | (four(i + AT_ONCE / 2).keys ^ first);
     bits |= keys_main.x | keys_main.y | keys_main.z | keys_main.w;
   }
   atomicOr(&differing, bits);
   workgroupBarrier();
-  if (thread == 0u) {
-    n_differing_bits = 32u - countLeadingZeros(atomicLoad(&differing));
+  if (thread == 0) {
+    n_differing_bits = 32 - countLeadingZeros(atomicLoad(&differing));
   }
   return workgroupUniformLoad(&n_differing_bits);
 }
@@ -541,9 +540,9 @@ fn differing_bits(thread: u32) -> u32 {
 // Bins the candidates whose ~key begins with `prefix` by their next digit.
 fn add_digits(four: Four, by_weight: bool, prefix: u32, mask: u32, shift: u32) {
   let keys_main = ~four.keys;
-  let amounts = select(vec4u(1u), four.weights, by_weight);
+  let amounts = select(vec4u(1), four.weights, by_weight);
   let bins = (keys_main >> vec4u(shift)) & vec4u(0xfu);
-  let counts = four.there & (((keys_main ^ vec4u(prefix)) & vec4u(mask)) == vec4u(0u));
+  let counts = four.there & (((keys_main ^ vec4u(prefix)) & vec4u(mask)) == vec4u(0));
   if (counts.x) {
     add_to_bin(bins.x, amounts.x);
   }
@@ -562,14 +561,14 @@ fn add_digits(four: Four, by_weight: bool, prefix: u32, mask: u32, shift: u32) {
 fn threshold(thread: u32, by_weight: bool, least: vec2u) -> u32 {
   var missing = least;
   var n_bits = differing_bits(thread);  // still to be found
-  var mask = select(0u, ~0u << n_bits, n_bits < 32u);
+  var mask = select(0u, ~0u << n_bits, n_bits < 32);
   var prefix = ~candidates_main.list[0].key & mask;  // of ~key: the greatest key first
-  while (n_bits > 0u) {
-    let shift = max(n_bits, 4u) - 4u;
+  while (n_bits > 0) {
+    let shift = max(n_bits, 4u) - 4;
     clear_bins(thread);
     for (var i = thread; i < candidates_main.count; i += AT_ONCE) {
       let these = four(i);
-      let those = four(i + AT_ONCE / 2u);
+      let those = four(i + AT_ONCE / 2);
       add_digits(these, by_weight, prefix, mask, shift);
       add_digits(those, by_weight, prefix, mask, shift);
     }
@@ -585,7 +584,7 @@ fn threshold(thread: u32, by_weight: bool, least: vec2u) -> u32 {
 }
 
 fn weight_down(four: Four, key: u32) -> vec2u {
-  let weights_main = select(vec4u(0u), four.weights, four.there & (four.keys >= vec4u(key)));
+  let weights_main = select(vec4u(0), four.weights, four.there & (four.keys >= vec4u(key)));
   let sum = add_wide(vec2u(weights_main.x, 0u), vec2u(weights_main.y, 0u));
   return add_wide(sum, add_wide(vec2u(weights_main.z, 0u), vec2u(weights_main.w, 0u)));
 }
@@ -595,7 +594,7 @@ fn weight_down_to(thread: u32, key: u32) -> vec2u {
   var sum = vec2u(0u, 0u);
   for (var i = thread; i < candidates_main.count; i += AT_ONCE) {
     let these = four(i);
-    let those = four(i + AT_ONCE / 2u);
+    let those = four(i + AT_ONCE / 2);
     sum = add_wide(sum, add_wide(weight_down(these, key), weight_down(those, key)));
   }
   running_sum(thread, sum);
@@ -609,7 +608,7 @@ fn surviving_weight(key: u32, weight: u32, least_key: u32) -> u32 {
 
 fn add_to_spans(four: Four, least_key: u32) {
   let survives = (four.keys >= vec4u(least_key)) & (four.weights >= vec4u(sequence.min_p));
-  let amounts = select(vec4u(0u), four.weights, four.there & survives);
+  let amounts = select(vec4u(0), four.weights, four.there & survives);
   let spans = four.tokens / SPAN;
   add_to_bin(spans.x, amounts.x);
   add_to_bin(spans.y, amounts.y);
@@ -626,11 +625,11 @@ fn random_word() -> u32 {
 fn drawn(thread: u32) -> u32 {
   var least_key = 0u;
   var weight_kept = candidates_main.all_weight;
-  if (candidates_main.top_k != 0u) {
+  if (candidates_main.top_k != 0) {
     least_key = threshold(thread, false, vec2u(candidates_main.top_k, 0u));
     weight_kept = weight_down_to(thread, least_key);
   }
-  if (candidates_main.top_p != 0u) {
+  if (candidates_main.top_p != 0) {
     let least = least_one(fraction_of(weight_kept, candidates_main.top_p));
     least_key = threshold(thread, true, subtract_wide(least, candidates_main.weight_above));
   }
@@ -639,7 +638,7 @@ fn drawn(thread: u32) -> u32 {
   clear_bins(thread);
   for (var i = thread; i < candidates_main.count; i += AT_ONCE) {
     let these = four(i);
-    let those = four(i + AT_ONCE / 2u);
+    let those = four(i + AT_ONCE / 2);
     add_to_spans(these, least_key);
     add_to_spans(those, least_key);
   }
@@ -676,9 +675,9 @@ fn drawn(thread: u32) -> u32 {
   return first;  // no token can be drawn: all are -inf or NaN
 }
 
-@compute @workgroup_size(16, 1, 1)
+@compute @workgroup_size(16)
 fn sample_main(@builtin(local_invocation_index) thread: u32) {
-  if (thread == 0u) {
+  if (thread == 0) {
     draws = sampling_runs_main();
   }
   var token = 0u;
@@ -687,8 +686,8 @@ fn sample_main(@builtin(local_invocation_index) thread: u32) {
   } else {
     token = most_likely(thread);
   }
-  if (thread == 0u) {
-    token = min(token, VOCAB_SIZE - 1u);  // all NaN: still a token
+  if (thread == 0) {
+    token = min(token, VOCAB_SIZE - 1);  // all NaN: still a token
     advance(token);
   }
 }
