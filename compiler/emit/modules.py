@@ -268,6 +268,7 @@ def _rewritten(
     if each.name == ENTRY:
         comment = f"@NODES {renamed.get(ENTRY, ENTRY)}@\n{comment}"
     if renamed := {name: new for name, new in renamed.items() if name not in parameters(each.code)}:
-        pattern = re.compile(rf"(?<![.\w])(?:{'|'.join(map(re.escape, renamed))})\b")
-        text = pattern.sub(lambda found: renamed[found[0]], text)
+        # Comments are matched first, and stay as they are.
+        pattern = re.compile(rf"//[^\n]*|(?<![.\w])(?:{'|'.join(map(re.escape, renamed))})\b")
+        text = pattern.sub(lambda found: renamed.get(found[0], found[0]), text)
     return Declaration(each.name, comment, text, each.words, each.bound)
