@@ -126,7 +126,7 @@ def parameters(code: str) -> frozenset[str]:
 
 def _sequence_struct(body: str) -> str:
     """The struct of the words, up to the last one that `body` reads or writes."""
-    used = set(re.findall(r"\bsequence\.(\w+)", body))
+    used = set(re.findall(r"\b(?:sequence|now)\.(\w+)", body))
     last = max((i for i, word in enumerate(WORDS) if word in used), default=0)
     fields = [f"{word}: u32," for word in WORDS[: last + 1]]
     if last + 1 == len(WORDS):

@@ -94,14 +94,14 @@ def sample(builder: Builder) -> list[Kernel]:
         tensors = {**state, **scratch}
         bindings = [
             *reads(**{name: tensors[name] for name in read.split()}),
-            *writes(**{name: tensors[name] for name in written.split()}),
+            *writes(**{name: tensors[name.removeprefix("count_of_")] for name in written.split()}),
         ]
         name = f"sample_{step}"
         return _sampling_kernel(name, n_spans, threads, bindings, shape, nbytes, vocab_size)
 
     return [
         kernel("keys", "sequence tokens logits", "keys span_keys histogram", 4 + span // 8),
-        kernel("weights", "sequence keys span_keys", "weights histogram candidates", 4 + 12 * bins),
+        kernel("weights", "sequence keys span_keys", "weights histogram count_of_candidates", 4 + 12 * bins),
         kernel(
             "candidates", "sequence keys weights histogram", "candidates span_weights", _scan_nbytes(threads)
         ),
@@ -137,12 +137,12 @@ def _choose(
     tensors = builder.tensors
     values, indices = tensors[ARGMAX_VALUES], tensors[ARGMAX_INDICES]
     state = reads(sequence=tensors[SEQUENCE]) if host else writes(sequence=tensors[SEQUENCE])
-    read = ("keys", "weights", "candidates", "span_weights") if scratch else ()
+    read = {"keys": "keys", "weights": "weights", "listed": "candidates", "span_weights": "span_weights"}
     bindings = [
         *state,
         *writes(tokens=tensors[TOKENS]),
         *reads(partial_values=values, partial_indices=indices),
-        *reads(**{name: scratch[name] for name in read}),
+        *reads(**{name: scratch[tensor] for name, tensor in read.items() if scratch}),
     ]
     constants: dict[str, Constant] = {
         **shape,
