@@ -47,6 +47,15 @@ var<workgroup> shares: array<vec4f, 32>;  // the weights of four heads, by posit
 var<workgroup> shrinks: array<f32, SERVED>;  // what a greater maximum makes of the sums so far; then the maxima
 var<workgroup> slice_sums: array<vec4f, 256>;  // [head][slice][vec4]
 
+alias Keys = array<vec4f, 2>;
+
+// A thread's part of a key.
+fn load_keys(row: u32, part: u32) -> Keys {
+  return Keys(
+    load_key(row + part),
+    load_key(row + part + 4));
+}
+
 // Of a vec4 of a key and those of 2 heads, from `at` on.
 fn products_2(key: vec4f, at: u32) -> vec2f {
   return vec2f(dot(key, q_heads[at]), dot(key, q_heads[at + 8]));
@@ -80,6 +89,18 @@ fn total_of(head: u32) -> f32 {
   return dot(maxima[at] + maxima[at + 1] + maxima[at + 2] + maxima[at + 3], vec4f(1.0));
 }
 
+// Adds up what the slices have of `n` heads from `head` on.
+fn write_sums(n: u32, head: u32, split: u32, thread: u32) {
+  for (var i = thread; i < n * FOURS; i += THREADS) {
+    let from_slice = i / FOURS * SLICES * FOURS + i % FOURS;
+    var sum = slice_sums[from_slice];
+    for (var slice = 1u; slice < SLICES; slice++) {
+      sum += slice_sums[from_slice + slice * FOURS];
+    }
+    sums[((head + i / FOURS) * 2 + split) * FOURS + i % FOURS] = sum;
+  }
+}
+
 // ONNX nodes:
 //   /model/layers.0/attn/qkv_proj/MatMul, /model/layers.0/attn/qkv_proj/Add,
 //     /model/layers.0/attn/GroupQueryAttention
@@ -101,11 +122,7 @@ fn attention_decode(@builtin(workgroup_id) group: vec3u, @builtin(local_invocati
   // Behind the last position that one is read again, with weight 0.
   let position = thread / PARTS;
   let part = thread % PARTS;
-  var key_0: vec4f;
-  var key_1: vec4f;
-  var key_row = (cache_row + min(first_tile + position, last)) * FOURS;
-  key_0 = load_key(key_row + part);
-  key_1 = load_key(key_row + part + 4);
+  var keys = load_keys((cache_row + min(first_tile + position, last)) * FOURS, part);
   let slice = thread / FOURS;
   let four = thread % FOURS;
   let head = thread / SEGMENTS;
@@ -125,14 +142,12 @@ fn attention_decode(@builtin(workgroup_id) group: vec3u, @builtin(local_invocati
     // Dot products: each key is read once, for all the heads.
     if (position < TILE) {
       var dots_0 = vec2f();
-      dots_0 += products_2(key_0, part);
-      dots_0 += products_2(key_1, 4 + part);
+      dots_0 += products_2(keys[0], part);
+      dots_0 += products_2(keys[1], 4 + part);
       weights[(part * SERVED) * TILE + position] = dots_0[0];
       weights[(part * SERVED + 1) * TILE + position] = dots_0[1];
     }
-    key_row = (cache_row + min(begin + STRIDE + position, last)) * FOURS;
-    key_0 = load_key(key_row + part);
-    key_1 = load_key(key_row + part + 4);
+    keys = load_keys((cache_row + min(begin + STRIDE + position, last)) * FOURS, part);
     workgroupBarrier();
 
     // Softmax weights, relative to the greatest score so far.
@@ -141,12 +156,9 @@ fn attention_decode(@builtin(workgroup_id) group: vec3u, @builtin(local_invocati
     if (head < SERVED) {
       let at = head * TILE + segment;
       let key = begin + segment;
-      var greatest = LOWEST;
       score_0 = score(at, key, first, n_keys);
-      greatest = max(greatest, score_0);
       score_1 = score(at + 16, key + 16, first, n_keys);
-      greatest = max(greatest, score_1);
-      maxima[thread / 4][thread % 4] = greatest;
+      maxima[thread / 4][thread % 4] = max(score_0, score_1);
     }
     workgroupBarrier();
     if (head < SERVED) {
@@ -184,23 +196,15 @@ fn attention_decode(@builtin(workgroup_id) group: vec3u, @builtin(local_invocati
     slice_sums[thread + 128] = sums_0[1];
   }
   workgroupBarrier();
-  for (var i = thread; i < 2 * FOURS; i += THREADS) {
-    let served_head = i / FOURS;
-    let from_slice = i / FOURS * SLICES * FOURS + i % FOURS;
-    let sum = slice_sums[from_slice] + slice_sums[from_slice + 8] + slice_sums[from_slice + 16] + slice_sums[from_slice + 24]
-       + slice_sums[from_slice + 32] + slice_sums[from_slice + 40] + slice_sums[from_slice + 48] + slice_sums[from_slice + 56]
-       + slice_sums[from_slice + 64] + slice_sums[from_slice + 72] + slice_sums[from_slice + 80] + slice_sums[from_slice + 88]
-       + slice_sums[from_slice + 96] + slice_sums[from_slice + 104] + slice_sums[from_slice + 112] + slice_sums[from_slice + 120];
-    sums[((first_head + served_head) * 2 + group.y) * FOURS + i % FOURS] = sum;
-  }
+  write_sums(2u, first_head, group.y, thread);
   if (thread < SERVED) {
     let at = (first_head + thread) * 2 + group.y;
     softmax[at] = vec2f(shrinks[thread], total_of(thread));
   }
 }
 
-@group(0) @binding(1) var<storage, read> softmax_reduce: array<vec2f>;  // [heads, splits]: maximum of the scores, sum of the weights
-@group(0) @binding(2) var<storage, read> sums_reduce: array<vec4f>;  // [heads, splits, head_size]: weighted sum of the values
+@group(0) @binding(1) var<storage, read> softmax_reduce: array<vec2f>;  // [heads, splits]
+@group(0) @binding(2) var<storage, read> sums_reduce: array<vec4f>;  // [heads, splits, head_size]
 @group(0) @binding(3) var<storage, read_write> y: array<vec4f>;  // [heads, head_size]
 
 const N_SPLITS = 2u;
@@ -231,7 +235,8 @@ fn attention_reduce(@builtin(workgroup_id) group: vec3u, @builtin(local_invocati
   let four = group.y * LANES + lane;
   let split = thread / LANES;
 
-  let at = head * N_SPLITS + min(split, max(n_live, 1u) - 1);
+  // Loads do not wait for the sequence: what a split that saw nothing left there is not used.
+  let at = head * N_SPLITS + min(split, N_SPLITS - 1);
   let partial = select(vec2f(LOWEST, 0.0), softmax_reduce[at], split < n_live);
   let sum_of_split = sums_reduce[at * FOURS + min(four, FOURS - 1)];
   if (lane == 0) {
@@ -239,6 +244,9 @@ fn attention_reduce(@builtin(workgroup_id) group: vec3u, @builtin(local_invocati
   }
   workgroupBarrier();
   var greatest = maxima_reduce[0];
+  for (var i = 1u; i < 1; i++) {
+    greatest = max(greatest, maxima_reduce[i]);
+  }
   let maximum = max(max(greatest.x, greatest.y), max(greatest.z, greatest.w));
   let weight = exp(partial.x - maximum);
   if (lane == 0) {
@@ -248,7 +256,11 @@ fn attention_reduce(@builtin(workgroup_id) group: vec3u, @builtin(local_invocati
   workgroupBarrier();
   if (split == 0 && four < FOURS) {
     let sum = weighted[lane] + weighted[lane + 8] + weighted[lane + 16] + weighted[lane + 24];
-    let total = dot(totals[0], vec4f(1.0));
+    var all = totals[0];
+    for (var i = 1u; i < 1; i++) {
+      all += totals[i];
+    }
+    let total = dot(all, vec4f(1.0));
     y[head * FOURS + four] = sum * softmax_factor(head, maximum, total);
   }
 }
@@ -389,7 +401,7 @@ fn write_sum(pair: u32, kv_head: u32, lane: u32, four: u32, sum: vec4f) {
   }
 }
 
-fn write_sums(pair: u32, kv_head: u32, lane: u32, four: u32, sum: mat4x4f) {
+fn write_sums_prefill(pair: u32, kv_head: u32, lane: u32, four: u32, sum: mat4x4f) {
   write_sum(pair, kv_head, lane, four, sum[0]);
   write_sum(pair + 1, kv_head, lane, four, sum[1]);
   write_sum(pair + 2, kv_head, lane, four, sum[2]);
@@ -490,8 +502,8 @@ fn attention_prefill(@builtin(workgroup_id) group: vec3u, @builtin(local_invocat
   }
   if (lane * KEYS < n_keys) {
     let first = first_pair + 4 * quad;
-    write_sums(first, kv_head, lane, along, s.low0);
-    write_sums(first + 32, kv_head, lane, along, s.high0);
+    write_sums_prefill(first, kv_head, lane, along, s.low0);
+    write_sums_prefill(first + 32, kv_head, lane, along, s.high0);
   }
 }
 

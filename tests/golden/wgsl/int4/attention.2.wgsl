@@ -47,6 +47,15 @@ var<workgroup> shares: array<vec4f, 32>;  // the weights of four heads, by posit
 var<workgroup> shrinks: array<f32, SERVED>;  // what a greater maximum makes of the sums so far; then the maxima
 var<workgroup> slice_sums: array<vec4f, 256>;  // [head][slice][vec4]
 
+alias Keys = array<vec4f, 2>;
+
+// A thread's part of a key.
+fn load_keys(row: u32, part: u32) -> Keys {
+  return Keys(
+    load_key(row + part),
+    load_key(row + part + 4));
+}
+
 // Of a vec4 of a key and those of 2 heads, from `at` on.
 fn products_2(key: vec4f, at: u32) -> vec2f {
   return vec2f(dot(key, q_heads[at]), dot(key, q_heads[at + 8]));
@@ -80,6 +89,18 @@ fn total_of(head: u32) -> f32 {
   return dot(maxima[at] + maxima[at + 1] + maxima[at + 2] + maxima[at + 3], vec4f(1.0));
 }
 
+// Adds up what the slices have of `n` heads from `head` on.
+fn write_sums(n: u32, head: u32, split: u32, thread: u32) {
+  for (var i = thread; i < n * FOURS; i += THREADS) {
+    let from_slice = i / FOURS * SLICES * FOURS + i % FOURS;
+    var sum = slice_sums[from_slice];
+    for (var slice = 1u; slice < SLICES; slice++) {
+      sum += slice_sums[from_slice + slice * FOURS];
+    }
+    sums[((head + i / FOURS) * 2 + split) * FOURS + i % FOURS] = sum;
+  }
+}
+
 // ONNX nodes:
 //   /model/layers.0/attn/qkv_proj/MatMul_Q4, /model/layers.0/attn/GroupQueryAttention
 @compute @workgroup_size(128)
@@ -100,11 +121,7 @@ fn attention_decode(@builtin(workgroup_id) group: vec3u, @builtin(local_invocati
   // Behind the last position that one is read again, with weight 0.
   let position = thread / PARTS;
   let part = thread % PARTS;
-  var key_0: vec4f;
-  var key_1: vec4f;
-  var key_row = (cache_row + min(first_tile + position, last)) * FOURS;
-  key_0 = load_key(key_row + part);
-  key_1 = load_key(key_row + part + 4);
+  var keys = load_keys((cache_row + min(first_tile + position, last)) * FOURS, part);
   let slice = thread / FOURS;
   let four = thread % FOURS;
   let head = thread / SEGMENTS;
@@ -124,14 +141,12 @@ fn attention_decode(@builtin(workgroup_id) group: vec3u, @builtin(local_invocati
     // Dot products: each key is read once, for all the heads.
     if (position < TILE) {
       var dots_0 = vec2f();
-      dots_0 += products_2(key_0, part);
-      dots_0 += products_2(key_1, 4 + part);
+      dots_0 += products_2(keys[0], part);
+      dots_0 += products_2(keys[1], 4 + part);
       weights[(part * SERVED) * TILE + position] = dots_0[0];
       weights[(part * SERVED + 1) * TILE + position] = dots_0[1];
     }
-    key_row = (cache_row + min(begin + STRIDE + position, last)) * FOURS;
-    key_0 = load_key(key_row + part);
-    key_1 = load_key(key_row + part + 4);
+    keys = load_keys((cache_row + min(begin + STRIDE + position, last)) * FOURS, part);
     workgroupBarrier();
 
     // Softmax weights, relative to the greatest score so far.
@@ -140,12 +155,9 @@ fn attention_decode(@builtin(workgroup_id) group: vec3u, @builtin(local_invocati
     if (head < SERVED) {
       let at = head * TILE + segment;
       let key = begin + segment;
-      var greatest = LOWEST;
       score_0 = score(at, key, first, n_keys);
-      greatest = max(greatest, score_0);
       score_1 = score(at + 16, key + 16, first, n_keys);
-      greatest = max(greatest, score_1);
-      maxima[thread / 4][thread % 4] = greatest;
+      maxima[thread / 4][thread % 4] = max(score_0, score_1);
     }
     workgroupBarrier();
     if (head < SERVED) {
@@ -183,23 +195,15 @@ fn attention_decode(@builtin(workgroup_id) group: vec3u, @builtin(local_invocati
     slice_sums[thread + 128] = sums_0[1];
   }
   workgroupBarrier();
-  for (var i = thread; i < 2 * FOURS; i += THREADS) {
-    let served_head = i / FOURS;
-    let from_slice = i / FOURS * SLICES * FOURS + i % FOURS;
-    let sum = slice_sums[from_slice] + slice_sums[from_slice + 8] + slice_sums[from_slice + 16] + slice_sums[from_slice + 24]
-       + slice_sums[from_slice + 32] + slice_sums[from_slice + 40] + slice_sums[from_slice + 48] + slice_sums[from_slice + 56]
-       + slice_sums[from_slice + 64] + slice_sums[from_slice + 72] + slice_sums[from_slice + 80] + slice_sums[from_slice + 88]
-       + slice_sums[from_slice + 96] + slice_sums[from_slice + 104] + slice_sums[from_slice + 112] + slice_sums[from_slice + 120];
-    sums[((first_head + served_head) * 2 + group.y) * FOURS + i % FOURS] = sum;
-  }
+  write_sums(2u, first_head, group.y, thread);
   if (thread < SERVED) {
     let at = (first_head + thread) * 2 + group.y;
     softmax[at] = vec2f(shrinks[thread], total_of(thread));
   }
 }
 
-@group(0) @binding(1) var<storage, read> softmax_reduce: array<vec2f>;  // [heads, splits]: maximum of the scores, sum of the weights
-@group(0) @binding(2) var<storage, read> sums_reduce: array<vec4f>;  // [heads, splits, head_size]: weighted sum of the values
+@group(0) @binding(1) var<storage, read> softmax_reduce: array<vec2f>;  // [heads, splits]
+@group(0) @binding(2) var<storage, read> sums_reduce: array<vec4f>;  // [heads, splits, head_size]
 @group(0) @binding(3) var<storage, read_write> y: array<u32>;  // [heads, head_size] as int8 in words of four, then a scale per 32
 
 const N_SPLITS = 2u;
@@ -221,7 +225,25 @@ fn greatest_of(v: vec4f) -> f32 {
   return max(max(v.x, v.y), max(v.z, v.w));
 }
 
-var<workgroup> outputs: array<vec4f, LANES>;
+override OUTPUTS: u32 = 8u;
+var<workgroup> outputs: array<vec4f, OUTPUTS>;
+
+// Packs eight outputs to `to`, with the scale of their block.
+fn pack(thread: u32, to: u32, scale_to: u32) {
+  let block = thread / 8 * 8;
+  var largest = abs(outputs[block]);
+  for (var i = block + 1; i < block + 8; i++) {
+    largest = max(largest, abs(outputs[i]));
+  }
+  let limit = greatest_of(largest);
+  let words = int8_octet(outputs[thread], outputs[thread + 1], 127.0 / max(limit, 1e-30));
+  y[to] = words.x;
+  y[to + 1] = words.y;
+  if (thread == block) {
+    y[scale_to] = bitcast<u32>(limit / 127.0);
+  }
+}
+
 var<workgroup> maxima_reduce: array<vec4f, 1>;  // of the splits
 var<workgroup> totals: array<vec4f, 1>;
 var<workgroup> weighted: array<vec4f, 32>;  // [split][lane]
@@ -241,7 +263,8 @@ fn attention_reduce(@builtin(workgroup_id) group: vec3u, @builtin(local_invocati
   let four = group.y * LANES + lane;
   let split = thread / LANES;
 
-  let at = head * N_SPLITS + min(split, max(n_live, 1u) - 1);
+  // Loads do not wait for the sequence: what a split that saw nothing left there is not used.
+  let at = head * N_SPLITS + min(split, N_SPLITS - 1);
   let partial = select(vec2f(LOWEST, 0.0), softmax_reduce[at], split < n_live);
   let sum_of_split = sums_reduce[at * FOURS + min(four, FOURS - 1)];
   if (lane == 0) {
@@ -249,6 +272,9 @@ fn attention_reduce(@builtin(workgroup_id) group: vec3u, @builtin(local_invocati
   }
   workgroupBarrier();
   var greatest = maxima_reduce[0];
+  for (var i = 1u; i < 1; i++) {
+    greatest = max(greatest, maxima_reduce[i]);
+  }
   let maximum = max(max(greatest.x, greatest.y), max(greatest.z, greatest.w));
   let weight = exp(partial.x - maximum);
   if (lane == 0) {
@@ -258,21 +284,17 @@ fn attention_reduce(@builtin(workgroup_id) group: vec3u, @builtin(local_invocati
   workgroupBarrier();
   if (split == 0 && four < FOURS) {
     let sum = weighted[lane] + weighted[lane + 8] + weighted[lane + 16] + weighted[lane + 24];
-    let total = dot(totals[0], vec4f(1.0));
+    var all = totals[0];
+    for (var i = 1u; i < 1; i++) {
+      all += totals[i];
+    }
+    let total = dot(all, vec4f(1.0));
     outputs[lane] = sum * softmax_factor(head, maximum, total);
   }
   workgroupBarrier();
-  if (thread < LANES / 2) {
-    let low = max(max(max(abs(outputs[0]), abs(outputs[1])), abs(outputs[2])), abs(outputs[3]));
-    let high = max(max(max(abs(outputs[4]), abs(outputs[5])), abs(outputs[6])), abs(outputs[7]));
-    let limit = greatest_of(max(low, high));
-    let words = int8_octet(outputs[2 * thread], outputs[2 * thread + 1], 127.0 / max(limit, 1e-30));
-    let to = head * FOURS + group.y * LANES;
-    y[to + 2 * thread] = words.x;
-    y[to + 2 * thread + 1] = words.y;
-    if (thread == 0) {
-      y[16 + to / LANES] = bitcast<u32>(limit / 127.0);
-    }
+  if (split == 0 && four < FOURS && lane % 2 == 0) {
+    let to = head * FOURS + four;
+    pack(lane, to, 16 + to / LANES);
   }
 }
 
@@ -412,7 +434,7 @@ fn write_sum(pair: u32, kv_head: u32, lane: u32, four: u32, sum: vec4f) {
   }
 }
 
-fn write_sums(pair: u32, kv_head: u32, lane: u32, four: u32, sum: mat4x4f) {
+fn write_sums_prefill(pair: u32, kv_head: u32, lane: u32, four: u32, sum: mat4x4f) {
   write_sum(pair, kv_head, lane, four, sum[0]);
   write_sum(pair + 1, kv_head, lane, four, sum[1]);
   write_sum(pair + 2, kv_head, lane, four, sum[2]);
@@ -513,8 +535,8 @@ fn attention_prefill(@builtin(workgroup_id) group: vec3u, @builtin(local_invocat
   }
   if (lane * KEYS < n_keys) {
     let first = first_pair + 4 * quad;
-    write_sums(first, kv_head, lane, along, s.low0);
-    write_sums(first + 32, kv_head, lane, along, s.high0);
+    write_sums_prefill(first, kv_head, lane, along, s.low0);
+    write_sums_prefill(first + 32, kv_head, lane, along, s.high0);
   }
 }
 
@@ -531,13 +553,6 @@ fn with_lane(others: Lane, lane: u32, maximum: f32, column: u32) -> Lane {
   let weight = exp(part.x - maximum);
   let sum = weight * select(vec4f(), sums_reduce[lane * FOURS + column], part.y > 0.0);
   return Lane(others.total + weight * part.y, others.sum + sum);
-}
-
-var<workgroup> outputs_merge: array<vec4f, 64>;
-
-fn largest_of_four(i: u32) -> vec4f {
-  let low = max(abs(outputs_merge[i]), abs(outputs_merge[i + 1]));
-  return max(low, max(abs(outputs_merge[i + 2]), abs(outputs_merge[i + 3])));
 }
 
 // ONNX nodes:
@@ -557,19 +572,10 @@ fn attention_merge(@builtin(workgroup_id) group: vec3u, @builtin(local_invocatio
     var merged = Lane(0.0, vec4f());
     merged = with_lane(merged, first, maximum, column);
     merged = with_lane(merged, first + 1, maximum, column);
-    outputs_merge[thread] = merged.sum * softmax_factor(head, maximum, merged.total);
+    outputs[thread] = merged.sum * softmax_factor(head, maximum, merged.total);
   }
   workgroupBarrier();
-  // Every second thread packs eight values, with the scale of their block.
   if (four < ROW_FOURS && thread % 2 == 0) {
-    let block = thread / 8 * 8;
-    let limit = greatest_of(max(largest_of_four(block), largest_of_four(block + 4)));
-    let words = int8_octet(outputs_merge[thread], outputs_merge[thread + 1], 127.0 / max(limit, 1e-30));
-    let to = row * 20 + four;
-    y[to] = words.x;
-    y[to + 1] = words.y;
-    if (thread == block) {
-      y[row * 20 + 16 + four / 8] = bitcast<u32>(limit / 127.0);
-    }
+    pack(thread, row * 20 + four, row * 20 + 16 + four / 8);
   }
 }

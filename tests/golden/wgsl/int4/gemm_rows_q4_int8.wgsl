@@ -207,7 +207,7 @@ fn scale_2(row: u32, block: u32) -> f32 {
   return f32(params[i]);
 }
 
-const CHUNKS_2 = 3u;  // of 32 values along K, with one scale_2 of x
+const CHUNKS_2 = 3u;  // of 32 values along K, with one scale of x
 
 // The rows of W behind the `quad`-th four columns.
 fn weight_rows_2(quad: u32) -> vec4u {
@@ -317,7 +317,7 @@ fn scale_3(row: u32, block: u32) -> f32 {
 }
 
 const N_3 = 271u;  // outputs
-const CHUNKS_3 = 2u;  // of 32 values along K, with one scale_3 of x
+const CHUNKS_3 = 2u;  // of 32 values along K, with one scale of x
 
 // The rows of W behind the `quad`-th four columns; the last ones repeat instead of running past the end.
 fn weight_rows_3(quad: u32) -> vec4u {

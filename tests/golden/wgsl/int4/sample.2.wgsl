@@ -17,88 +17,100 @@ const STOP_LIMIT = 2u;
 @group(0) @binding(2) var<storage, read> partial_values: array<f32>;
 @group(0) @binding(3) var<storage, read> partial_indices: array<u32>;
 
-var<workgroup> values: array<f32, THREADS>;
-var<workgroup> indices: array<u32, THREADS>;
-
-fn is_better(value: f32, index: u32, than_value: f32, than_index: u32) -> bool {
-  return value > than_value || (value == than_value && index < than_index);
+struct Best {
+  value: f32,
+  index: u32,
 }
 
-// Leaves the best candidate in values[0] and indices[0].
-fn reduce_argmax(thread: u32, value: f32, index: u32) {
-  values[thread] = value;
-  indices[thread] = index;
-  workgroupBarrier();
-  for (var half = THREADS / 2; half > 0; half >>= 1u) {
-    let other = thread + half;
-    if (thread < half && is_better(values[other], indices[other], values[thread], indices[thread])) {
-      values[thread] = values[other];
-      indices[thread] = indices[other];
-    }
-    workgroupBarrier();
+const NONE = Best(-3.4028234e38, 0xffffffffu);
+
+var<workgroup> bests: array<Best, THREADS>;
+
+fn better(a: Best, b: Best) -> Best {
+  if (b.value > a.value || (b.value == a.value && b.index < a.index)) {
+    return b;
   }
+  return a;
+}
+
+// Leaves the best of all threads in bests[0].
+fn reduce_argmax(thread: u32, best: Best) {
+  bests[thread] = best;
+  for (var n = THREADS / 4; n > 0; n /= 4) {
+    workgroupBarrier();
+    if (thread < n) {
+      bests[thread] = better(
+        better(bests[thread], bests[thread + n]), better(bests[thread + 2 * n], bests[thread + 3 * n]));
+    }
+  }
+  workgroupBarrier();
 }
 
 @compute @workgroup_size(16)
 fn sample_greedy(@builtin(local_invocation_index) thread: u32) {
+  let now = sequence;  // before anything waits
   var token = most_likely(thread);
   if (thread == 0) {
     token = min(token, VOCAB_SIZE - 1);  // all NaN: still a token
-    advance(token);
+    advance(token, now);
   }
 }
 
 fn most_likely(thread: u32) -> u32 {
-  var value = -3.4028234e38;
-  var index = 0xffffffffu;
-  for (var i = thread; i < N_PARTIALS; i += THREADS) {
-    if (is_better(partial_values[i], partial_indices[i], value, index)) {
-      value = partial_values[i];
-      index = partial_indices[i];
-    }
+  var best = NONE;
+  // Four loads before anything waits; behind the end the last one again.
+  for (var i = thread; i < N_PARTIALS; i += 4 * THREADS) {
+    let a = partial(i);
+    let b = partial(i + THREADS);
+    let c = partial(i + 2 * THREADS);
+    let d = partial(i + 3 * THREADS);
+    best = better(best, better(better(a, b), better(c, d)));
   }
-  reduce_argmax(thread, value, index);
-  return indices[0];
+  reduce_argmax(thread, best);
+  return bests[0].index;
 }
 
-fn advance(token: u32) {
-  if (sequence.stop != 0) { return; }
-  let past_length = sequence.total_length;
-  let is_last_chunk = past_length == sequence.n_tokens;
-  sequence.past_length = past_length;
+fn partial(i: u32) -> Best {
+  let at = min(i, N_PARTIALS - 1);
+  return Best(partial_values[at], partial_indices[at]);
+}
+
+fn advance(token: u32, now: Sequence) {
+  if (now.stop != 0) { return; }
+  sequence.past_length = now.total_length;
   sequence.length = 1u;
-  sequence.total_length = past_length + 1;
-  sequence.call_length = max(past_length + 1, sequence.n_tokens);
-  if (!is_last_chunk) { return; }
-  for (var i = 0u; i < sequence.n_stop_tokens; i++) {
+  sequence.total_length = now.total_length + 1;
+  sequence.call_length = max(now.total_length + 1, now.n_tokens);
+  if (now.total_length != now.n_tokens) { return; }  // more of the prompt is to come
+  for (var i = 0u; i < now.n_stop_tokens; i++) {
     if (token == sequence.stop_tokens[i]) {
       sequence.stop = STOP_TOKEN;
       return;
     }
   }
-  tokens[sequence.n_tokens] = i32(token);
-  sequence.n_tokens += 1;
-  if (sequence.n_tokens >= sequence.limit) { sequence.stop = STOP_LIMIT; }
+  tokens[now.n_tokens] = i32(token);
+  sequence.n_tokens = now.n_tokens + 1;
+  if (now.n_tokens + 1 >= now.limit) { sequence.stop = STOP_LIMIT; }
 }
 
 // Sampling, step 1 of 4: logits, after the repetition penalty, as u32 keys in their order; 0 is never drawn.
 
-const SPAN = 512u;  // tokens_keys of the vocabulary per workgroup
+const SPAN = 512u;  // tokens of the vocabulary per workgroup
 const HISTOGRAM_WORDS = 768u;
 
 @group(0) @binding(0) var<storage, read> sequence_keys: Sequence;
 @group(0) @binding(1) var<storage, read> tokens_keys: array<i32>;
 @group(0) @binding(2) var<storage, read> logits: array<u32>;  // f32, read as bits: NaN is told by them
 @group(0) @binding(3) var<storage, read_write> keys: array<u32>;
-@group(0) @binding(4) var<storage, read_write> span_keys: array<u32>;  // the greatest key of each span
-@group(0) @binding(5) var<storage, read_write> histogram: array<u32>;  // cleared here for the next step
+@group(0) @binding(4) var<storage, read_write> span_keys: array<u32>;  // the greatest ones
+@group(0) @binding(5) var<storage, read_write> histogram: array<u32>;  // cleared here
 
 var<workgroup> greatest: atomic<u32>;
 var<workgroup> seen: array<atomic<u32>, 16>;  // a bit per token of the span
 
 // Not when the arg-max is wanted, nor after the end, nor inside a prompt.
-fn sampling_runs() -> bool {
-  return sequence_keys.sampling != 0 && sequence_keys.stop == 0 && sequence_keys.total_length == sequence_keys.n_tokens;
+fn sampling_runs(now: Sequence) -> bool {
+  return now.sampling != 0 && now.stop == 0 && now.total_length == now.n_tokens;
 }
 
 // The reciprocal comes from the host: division is not exact here.
@@ -133,7 +145,7 @@ fn make_key(begin: u32, i: u32, bits: u32) -> u32 {
 
 @compute @workgroup_size(16)
 fn sample_keys(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
-  if (!sampling_runs()) {
+  if (!sampling_runs(sequence_keys)) {
     return;
   }
   let begin = group.x * SPAN;
@@ -178,8 +190,9 @@ const N_SPANS = 1u;
 @group(0) @binding(2) var<storage, read> span_keys_weights: array<u32>;
 @group(0) @binding(3) var<storage, read_write> weights: array<u32>;
 @group(0) @binding(4) var<storage, read_write> histogram_weights: array<atomic<u32>>;  // [3, bins]: tokens, weight low, weight high
-@group(0) @binding(5) var<storage, read_write> candidates: array<u32>;  // its count is cleared
+@group(0) @binding(5) var<storage, read_write> count_of_candidates: array<u32>;  // cleared
 
+const BINS = 256u;
 var<workgroup> greatest_key: atomic<u32>;
 
 // The upper 32 bits of a · b.
@@ -190,7 +203,7 @@ fn multiply_high(a: u32, b: u32) -> u32 {
   return (a >> 16) * (b >> 16) + (middle >> 16) + (other >> 16);
 }
 
-// Eight bins per power of two, the greatest weights first.
+// 8 bins per power of two, the greatest weights first.
 fn bin_of(weight: u32) -> u32 {
   let octave = countLeadingZeros(weight);
   return 8 * octave + 7 - ((weight << octave) >> 28) % 8;
@@ -225,31 +238,41 @@ fn weight_of(key: u32, greatest: f32) -> u32 {
   return power_of_two(u32(below));
 }
 
+// Top-k looks for numbers of tokens there, top-p for weights.
+fn uses_bins() -> bool {
+  return sequence_keys.top_k != 0 || sequence_keys.top_p != 0;
+}
+
 // Writes down a token's weight, and adds it to its bin.
 fn count(token: u32, weight: u32) {
   if (token >= VOCAB_SIZE) {
     return;
   }
   weights[token] = weight;
-  if (weight == 0) {
+  if (weight == 0 || !uses_bins()) {
     return;
   }
   let bin = bin_of(weight);
-  atomicAdd(&histogram_weights[bin], 1u);
-  let old = atomicAdd(&histogram_weights[256 + bin], weight);
+  if (sequence_keys.top_k != 0) {
+    atomicAdd(&histogram_weights[bin], 1u);
+  }
+  if (sequence_keys.top_p == 0) {
+    return;
+  }
+  let old = atomicAdd(&histogram_weights[BINS + bin], weight);
   if (old > ~weight) {
-    atomicAdd(&histogram_weights[512 + bin], 1u);  // the carry: as many in any order
+    atomicAdd(&histogram_weights[2 * BINS + bin], 1u);  // the carry: as many in any order
   }
 }
 
 @compute @workgroup_size(16)
 fn sample_weights(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
-  if (!sampling_runs()) {
+  if (!sampling_runs(sequence_keys)) {
     return;
   }
   let begin = group.x * SPAN;
   if (group.x == 0 && thread == 0) {
-    candidates[0] = 0u;
+    count_of_candidates[0] = 0u;
   }
   if (thread == 0) {
     atomicStore(&greatest_key, 0u);
@@ -265,8 +288,8 @@ fn sample_weights(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation
   }
 }
 
-// Sampling, step 3: lists what the last step must look at one by one. With top-k the tokens down to the bin in
-// which it ends, with top-p alone those of that bin, without either none.
+// Sampling, step 3: lists the tokens that the last step must look at: with top-k those down to the bin in which
+// it ends, with top-p alone those of that bin.
 
 struct Candidate {
   key: u32,
@@ -289,9 +312,9 @@ fn least_one(weight: vec2u) -> vec2u {
 }
 
 @group(0) @binding(2) var<storage, read> weights_candidates: array<u32>;
-@group(0) @binding(3) var<storage, read> histogram_candidates: array<u32>;  // [3, bins]: tokens, weight low, weight high
-@group(0) @binding(4) var<storage, read_write> candidates_candidates: Candidates;
-@group(0) @binding(5) var<storage, read_write> span_weights: array<vec2u>;  // without the candidates_candidates
+@group(0) @binding(3) var<storage, read> histogram_candidates: array<u32>;
+@group(0) @binding(4) var<storage, read_write> candidates: Candidates;
+@group(0) @binding(5) var<storage, read_write> span_weights: array<vec2u>;  // without the candidates
 
 // 64-bit unsigned integers are vec2u(low, high).
 fn add_wide(a: vec2u, b: vec2u) -> vec2u {
@@ -338,15 +361,14 @@ fn total() -> vec2u {
   return sums[15];
 }
 
-// The thread at which the running sum reaches `target_sum`, and the sum before it; else thread 0.
-fn find_thread(thread: u32, upto: vec2u, value: vec2u, target_sum: vec2u) -> vec3u {
+// What the one thread has that finds it; else zeros.
+fn find(thread: u32, is_mine: bool, mine: vec3u) -> vec3u {
   if (thread == 0) {
-    found = vec3u(0u, 0u, 0u);
+    found = vec3u();
   }
   workgroupBarrier();
-  let before = subtract_wide(upto, value);
-  if (is_less(before, target_sum) && !is_less(upto, target_sum)) {
-    found = vec3u(thread, before);
+  if (is_mine) {
+    found = mine;
   }
   return workgroupUniformLoad(&found);
 }
@@ -358,7 +380,30 @@ fn bin_sum(bin: u32, by_count: bool) -> vec2u {
   if (by_count) {
     return vec2u(histogram_candidates[bin], 0u);
   }
-  return vec2u(histogram_candidates[256 + bin], histogram_candidates[512 + bin]);
+  return vec2u(histogram_candidates[BINS + bin], histogram_candidates[2 * BINS + bin]);
+}
+
+// The bin in which a running sum reaches `least` tokens, or that part of all weight, and the sum before it; else
+// bin 0. Leaves the sum of all bins in total().
+fn find_bin(thread: u32, least: u32, by_count: bool) -> vec3u {
+  var value = vec2u();
+  for (var i = 0u; i < BINS_PER_THREAD; i++) {
+    value = add_wide(value, bin_sum(thread * BINS_PER_THREAD + i, by_count));
+  }
+  let upto = running_sum(thread, value);
+  let wanted = select(least_one(fraction_of(total(), least)), vec2u(least, 0u), by_count);
+  var before = subtract_wide(upto, value);
+  var bin = thread * BINS_PER_THREAD;
+  let is_mine = is_less(before, wanted) && !is_less(upto, wanted);
+  for (var i = 1u; is_mine && i < BINS_PER_THREAD; i++) {
+    let sum = add_wide(before, bin_sum(bin, by_count));
+    if (!is_less(sum, wanted)) {
+      break;
+    }
+    before = sum;
+    bin++;
+  }
+  return find(thread, is_mine, vec3u(bin, before));
 }
 
 // Lists a candidate; the weight of any other that survives.
@@ -368,7 +413,7 @@ fn sort_out(token: u32, weight: u32, first: u32, last: u32) -> u32 {
     return 0u;
   }
   if (bin >= first) {
-    candidates_candidates.list[atomicAdd(&candidates_candidates.count, 1u)] = Candidate(keys_weights[token], weight, token);
+    candidates.list[atomicAdd(&candidates.count, 1u)] = Candidate(keys_weights[token], weight, token);
     return 0u;
   }
   return select(0u, weight, weight >= sequence_keys.min_p);
@@ -376,52 +421,42 @@ fn sort_out(token: u32, weight: u32, first: u32, last: u32) -> u32 {
 
 @compute @workgroup_size(16)
 fn sample_candidates(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
-  if (!sampling_runs()) {
+  if (!sampling_runs(sequence_keys)) {
     return;
   }
   let begin = group.x * SPAN;
-  var count = vec2u(0u, 0u);
-  var weight = vec2u(0u, 0u);
-  for (var bin = thread * BINS_PER_THREAD; bin < (thread + 1) * BINS_PER_THREAD; bin++) {
-    count = add_wide(count, bin_sum(bin, true));
-    weight = add_wide(weight, bin_sum(bin, false));
-  }
-  let count_upto = running_sum(thread, count);
-  let n_possible = total().x;
-  let weight_upto = running_sum(thread, weight);
-  let all_weight = total();
-
   // Bins below `first` survive, those behind `last` do not.
-  let by_count = sequence_keys.top_k != 0 && sequence_keys.top_k < n_possible;
-  let by_weight = sequence_keys.top_p != 0 && !by_count;
-  let kept_weight = least_one(fraction_of(all_weight, sequence_keys.top_p));
-  let least = select(kept_weight, vec2u(sequence_keys.top_k, 0u), by_count);
-  var end = find_thread(
-    thread,
-    select(weight_upto, count_upto, by_count),
-    select(weight, count, by_count),
-    least,
-  );
-  // Of that thread's bins the one.
-  end.x *= BINS_PER_THREAD;
-  for (var i = 1u; i < BINS_PER_THREAD; i++) {
-    let upto = add_wide(end.yz, bin_sum(end.x, by_count));
-    if (!is_less(upto, least)) {
-      break;
+  var first = BINS;
+  var last = BINS - 1;
+  var top_k = 0u;
+  if (sequence_keys.top_k != 0) {
+    let end = find_bin(thread, sequence_keys.top_k, true);
+    if (sequence_keys.top_k < total().x) {
+      top_k = sequence_keys.top_k;
+      first = 0u;
+      last = end.x;
     }
-    end = vec3u(end.x + 1, upto);
   }
-  let last = select(255u, end.x, by_count || by_weight);
-  let first = select(select(256u, end.x, by_weight), 0u, by_count);
+  var all_weight = vec2u();
+  var weight_above = vec2u();
+  if (sequence_keys.top_p != 0) {
+    let end = find_bin(thread, sequence_keys.top_p, false);
+    all_weight = total();
+    if (top_k == 0) {
+      first = end.x;
+      last = end.x;
+      weight_above = end.yz;
+    }
+  }
 
   if (group.x == 0 && thread == 0) {
-    candidates_candidates.top_k = select(0u, sequence_keys.top_k, by_count);
-    candidates_candidates.top_p = sequence_keys.top_p;
-    candidates_candidates.all_weight = all_weight;
-    candidates_candidates.weight_above = select(vec2u(0u, 0u), end.yz, by_weight);
+    candidates.top_k = top_k;
+    candidates.top_p = sequence_keys.top_p;
+    candidates.all_weight = all_weight;
+    candidates.weight_above = weight_above;
   }
 
-  var surviving = vec2u(0u, 0u);
+  var surviving = vec2u();
   for (var i = begin + thread; i < min(begin + SPAN, VOCAB_SIZE); i += THREADS) {
     surviving = add_wide(surviving, vec2u(sort_out(i, weights_candidates[i], first, last), 0u));
   }
@@ -433,7 +468,7 @@ fn sample_candidates(@builtin(workgroup_id) group: vec3u, @builtin(local_invocat
 
 // The next token: the largest logit, or sampling's step 4.
 
-struct Candidates_main {
+struct Listed {
   count: u32,
   top_k: u32,  // 0: all
   top_p: u32,  // in 2^-32; 0: all
@@ -445,16 +480,19 @@ struct Candidates_main {
 
 @group(0) @binding(4) var<storage, read> keys_main: array<u32>;
 @group(0) @binding(5) var<storage, read> weights_main: array<u32>;
-@group(0) @binding(6) var<storage, read> candidates_main: Candidates_main;
+@group(0) @binding(6) var<storage, read> listed: Listed;
 @group(0) @binding(7) var<storage, read> span_weights_main: array<vec2u>;
 
 var<workgroup> draws: bool;
 
-fn sampling_runs_main() -> bool {
-  return sequence.sampling != 0 && sequence.stop == 0 && sequence.total_length == sequence.n_tokens;
+// The thread at which the running sum reaches `target_sum`, and the sum before it; else thread 0.
+fn find_thread(thread: u32, upto: vec2u, value: vec2u, target_sum: vec2u) -> vec3u {
+  let before = subtract_wide(upto, value);
+  let is_mine = is_less(before, target_sum) && !is_less(upto, target_sum);
+  return find(thread, is_mine, vec3u(thread, before));
 }
 
-// Philox-4x32-10 (Salmon et al., Parallel random numbers: as easy as 1, 2, 3, 2011): the first word.
+// The first word of Philox-4x32-10 (Salmon et al. 2011).
 fn philox(counter: u32, seed: vec2u) -> u32 {
   var state = vec4u(counter, 0u, 0u, 0u);
   var key = seed;
@@ -472,8 +510,9 @@ const SAMPLING_DRAW = 1u;
 
 var<workgroup> lows: array<atomic<u32>, THREADS>;
 var<workgroup> highs: array<atomic<u32>, THREADS>;
-var<workgroup> differing: atomic<u32>;
-var<workgroup> n_differing_bits: u32;
+var<workgroup> few: array<Candidate, THREADS>;
+var<workgroup> shared_word: atomic<u32>;
+var<workgroup> word: u32;
 
 fn clear_bins(thread: u32) {
   workgroupBarrier();
@@ -489,131 +528,120 @@ fn add_to_bin(bin: u32, value: u32) {
   }
 }
 
-fn bin_sum_main(bin: u32) -> vec2u {
+fn bin_total(bin: u32) -> vec2u {
   return vec2u(atomicLoad(&lows[bin]), atomicLoad(&highs[bin]));
 }
 
-// Four candidates of the list. Behind its end they are the last one, and not `there`.
-struct Four {
-  keys: vec4u,
-  weights: vec4u,
-  tokens: vec4u,
-  there: vec4<bool>,
+fn start_word(thread: u32, value: u32) {
+  if (thread == 0) {
+    atomicStore(&shared_word, value);
+  }
+  workgroupBarrier();
 }
 
-const AT_ONCE = 8 * THREADS;  // candidates_main that are asked for before anything waits: eight of each thread
-
-fn four(i: u32) -> Four {
-  let places = vec4u(i) + THREADS * vec4u(0u, 1u, 2u, 3u);
-  let last = candidates_main.count - 1;
-  let a = candidates_main.list[min(places.x, last)];
-  let b = candidates_main.list[min(places.y, last)];
-  let c = candidates_main.list[min(places.z, last)];
-  let d = candidates_main.list[min(places.w, last)];
-  return Four(
-    vec4u(a.key, b.key, c.key, d.key),
-    vec4u(a.weight, b.weight, c.weight, d.weight),
-    vec4u(a.token, b.token, c.token, d.token),
-    places <= vec4u(last));
+fn finished_word(thread: u32) -> u32 {
+  workgroupBarrier();
+  if (thread == 0) {
+    word = atomicLoad(&shared_word);
+  }
+  return workgroupUniformLoad(&word);
 }
 
 // How many of the low bits of their keys the candidates differ in: the others need no digit.
 fn differing_bits(thread: u32) -> u32 {
-  if (thread == 0) {
-    atomicStore(&differing, 0u);
-  }
-  workgroupBarrier();
+  start_word(thread, 0u);
   var bits = 0u;
-  for (var i = thread; i < candidates_main.count; i += AT_ONCE) {
-    let first = vec4u(candidates_main.list[0].key);
-    let keys_main = (four(i).keys ^ first) | (four(i + AT_ONCE / 2).keys ^ first);
-    bits |= keys_main.x | keys_main.y | keys_main.z | keys_main.w;
+  for (var i = thread; i < listed.count; i += THREADS) {
+    bits |= listed.list[i].key ^ listed.list[0].key;
   }
-  atomicOr(&differing, bits);
-  workgroupBarrier();
-  if (thread == 0) {
-    n_differing_bits = 32 - countLeadingZeros(atomicLoad(&differing));
-  }
-  return workgroupUniformLoad(&n_differing_bits);
+  atomicOr(&shared_word, bits);
+  return 32 - countLeadingZeros(finished_word(thread));
 }
 
-// Bins the candidates whose ~key begins with `prefix` by their next digit.
-fn add_digits(four: Four, by_weight: bool, prefix: u32, mask: u32, shift: u32) {
-  let keys_main = ~four.keys;
-  let amounts = select(vec4u(1), four.weights, by_weight);
-  let bins = (keys_main >> vec4u(shift)) & vec4u(0xfu);
-  let counts = four.there & (((keys_main ^ vec4u(prefix)) & vec4u(mask)) == vec4u(0));
-  if (counts.x) {
-    add_to_bin(bins.x, amounts.x);
+// The least key of those threads whose candidate survives.
+fn least_surviving(thread: u32, survives: bool, key: u32) -> u32 {
+  start_word(thread, ~0u);
+  if (survives) {
+    atomicMin(&shared_word, key);
   }
-  if (counts.y) {
-    add_to_bin(bins.y, amounts.y);
-  }
-  if (counts.z) {
-    add_to_bin(bins.z, amounts.z);
-  }
-  if (counts.w) {
-    add_to_bin(bins.w, amounts.w);
-  }
+  return finished_word(thread);
 }
 
-// The greatest key such that the candidates down to it come to `least`, by number or by weight: digit by digit.
+// Of the first `n` of the few, those above `key`: how many, and their weight.
+fn few_above(key: u32, n: u32) -> vec3u {
+  var number = 0u;
+  var weight = vec2u();
+  for (var i = 0u; i < n; i++) {
+    let is_above = few[i].key > key;
+    number += select(0u, 1u, is_above);
+    weight = add_wide(weight, vec2u(select(0u, few[i].weight, is_above), 0u));
+  }
+  return vec3u(number, weight);
+}
+
+// Lists those candidates whose ~key begins with `prefix`, at most one a thread; says how many there are.
+fn gather_few(thread: u32, prefix: u32, mask: u32) -> u32 {
+  start_word(thread, 0u);
+  for (var i = thread; i < listed.count; i += THREADS) {
+    if (((~listed.list[i].key ^ prefix) & mask) == 0) {
+      few[min(atomicAdd(&shared_word, 1u), THREADS - 1)] = listed.list[i];
+    }
+  }
+  return finished_word(thread);
+}
+
+// The greatest key such that the candidates down to it come to `least`, by number or by weight: digit by digit
+// of ~key, the greatest key first, until so few are left that each can look at all the others.
 fn threshold(thread: u32, by_weight: bool, least: vec2u) -> u32 {
   var missing = least;
   var n_bits = differing_bits(thread);  // still to be found
   var mask = select(0u, ~0u << n_bits, n_bits < 32);
-  var prefix = ~candidates_main.list[0].key & mask;  // of ~key: the greatest key first
+  var prefix = ~listed.list[0].key & mask;
   while (n_bits > 0) {
     let shift = max(n_bits, 4u) - 4;
     clear_bins(thread);
-    for (var i = thread; i < candidates_main.count; i += AT_ONCE) {
-      let these = four(i);
-      let those = four(i + AT_ONCE / 2);
-      add_digits(these, by_weight, prefix, mask, shift);
-      add_digits(those, by_weight, prefix, mask, shift);
+    for (var i = thread; i < listed.count; i += THREADS) {
+      let key = ~listed.list[i].key;
+      if (((key ^ prefix) & mask) == 0) {
+        add_to_bin((key >> shift) & 0xfu, select(1u, listed.list[i].weight, by_weight));
+      }
     }
     workgroupBarrier();
-    let value = bin_sum_main(thread);
+    let value = bin_total(thread);
     let end = find_thread(thread, running_sum(thread, value), value, missing);
     prefix |= end.x << shift;
     mask |= 0xfu << shift;
     missing = subtract_wide(missing, end.yz);
     n_bits = shift;
+    let n = gather_few(thread, prefix, mask);
+    if (n <= THREADS) {
+      let key = few[min(thread, max(n, 1u) - 1)].key;
+      let above = few_above(key, n);
+      let survives = is_less(select(vec2u(above.x, 0u), above.yz, by_weight), missing);
+      return least_surviving(thread, thread < n && survives, key);
+    }
   }
   return ~prefix;
 }
 
-fn weight_down(four: Four, key: u32) -> vec2u {
-  let weights_main = select(vec4u(0), four.weights, four.there & (four.keys >= vec4u(key)));
-  let sum = add_wide(vec2u(weights_main.x, 0u), vec2u(weights_main.y, 0u));
-  return add_wide(sum, add_wide(vec2u(weights_main.z, 0u), vec2u(weights_main.w, 0u)));
-}
-
 // The weight of the candidates with `key` or a greater one.
 fn weight_down_to(thread: u32, key: u32) -> vec2u {
-  var sum = vec2u(0u, 0u);
-  for (var i = thread; i < candidates_main.count; i += AT_ONCE) {
-    let these = four(i);
-    let those = four(i + AT_ONCE / 2);
-    sum = add_wide(sum, add_wide(weight_down(these, key), weight_down(those, key)));
+  var sum = vec2u();
+  for (var i = thread; i < listed.count; i += THREADS) {
+    let weight = select(0u, listed.list[i].weight, listed.list[i].key >= key);
+    sum = add_wide(sum, vec2u(weight, 0u));
   }
   running_sum(thread, sum);
   return total();
 }
 
-// The weight with which token `i` is drawn: 0 if a filter took it out.
+// The weight with which a token is drawn: 0 if a filter took it out.
 fn surviving_weight(key: u32, weight: u32, least_key: u32) -> u32 {
   return select(0u, weight, key >= least_key && weight >= sequence.min_p);
 }
 
-fn add_to_spans(four: Four, least_key: u32) {
-  let survives = (four.keys >= vec4u(least_key)) & (four.weights >= vec4u(sequence.min_p));
-  let amounts = select(vec4u(0), four.weights, four.there & survives);
-  let spans = four.tokens / SPAN;
-  add_to_bin(spans.x, amounts.x);
-  add_to_bin(spans.y, amounts.y);
-  add_to_bin(spans.z, amounts.z);
-  add_to_bin(spans.w, amounts.w);
+fn add_to_span(candidate: Candidate, least_key: u32) {
+  add_to_bin(candidate.token / SPAN, surviving_weight(candidate.key, candidate.weight, least_key));
 }
 
 // One for a seed and a place in the text.
@@ -621,29 +649,51 @@ fn random_word() -> u32 {
   return philox(sequence.n_tokens, vec2u(sequence.seed_low, sequence.seed_high));
 }
 
+// The least key that no filter takes out, where a thread has a candidate at most.
+fn least_of_few(thread: u32) -> u32 {
+  let n = listed.count;
+  let mine = listed.list[min(thread, n - 1)];
+  few[thread] = mine;
+  workgroupBarrier();
+  let above = few_above(mine.key, n);
+  var survives = thread < n;
+  var weight_kept = listed.all_weight;
+  if (listed.top_k != 0) {
+    survives = survives && above.x < listed.top_k;
+    running_sum(thread, vec2u(select(0u, mine.weight, survives), 0u));
+    weight_kept = total();
+  }
+  if (listed.top_p != 0) {
+    let least = least_one(fraction_of(weight_kept, listed.top_p));
+    survives = survives && is_less(add_wide(above.yz, listed.weight_above), least);
+  }
+  return least_surviving(thread, survives, mine.key);
+}
+
 // The first token at which the running sum of the surviving weights is over a random fraction of their total.
 fn drawn(thread: u32) -> u32 {
   var least_key = 0u;
-  var weight_kept = candidates_main.all_weight;
-  if (candidates_main.top_k != 0) {
-    least_key = threshold(thread, false, vec2u(candidates_main.top_k, 0u));
-    weight_kept = weight_down_to(thread, least_key);
-  }
-  if (candidates_main.top_p != 0) {
-    let least = least_one(fraction_of(weight_kept, candidates_main.top_p));
-    least_key = threshold(thread, true, subtract_wide(least, candidates_main.weight_above));
+  if (listed.count > THREADS) {
+    var weight_kept = listed.all_weight;
+    if (listed.top_k != 0) {
+      least_key = threshold(thread, false, vec2u(listed.top_k, 0u));
+      weight_kept = weight_down_to(thread, least_key);
+    }
+    if (listed.top_p != 0) {
+      let least = least_one(fraction_of(weight_kept, listed.top_p));
+      least_key = threshold(thread, true, subtract_wide(least, listed.weight_above));
+    }
+  } else if (listed.count != 0) {
+    least_key = least_of_few(thread);
   }
 
   // A thread per span of the vocabulary.
   clear_bins(thread);
-  for (var i = thread; i < candidates_main.count; i += AT_ONCE) {
-    let these = four(i);
-    let those = four(i + AT_ONCE / 2);
-    add_to_spans(these, least_key);
-    add_to_spans(those, least_key);
+  for (var i = thread; i < listed.count; i += THREADS) {
+    add_to_span(listed.list[i], least_key);
   }
   workgroupBarrier();
-  var value = bin_sum_main(thread);
+  var value = bin_total(thread);
   if (thread < N_SPANS) {
     value = add_wide(value, span_weights_main[thread]);
   }
@@ -656,7 +706,7 @@ fn drawn(thread: u32) -> u32 {
   // A thread per few tokens of that span.
   let begin = span.x * SPAN + thread * TOKENS_PER_THREAD;
   let end = min(begin + TOKENS_PER_THREAD, VOCAB_SIZE);
-  value = vec2u(0u, 0u);
+  value = vec2u();
   for (var i = begin; i < end; i++) {
     value = add_wide(value, vec2u(surviving_weight(keys_main[i], weights_main[i], least_key), 0u));
   }
@@ -677,8 +727,9 @@ fn drawn(thread: u32) -> u32 {
 
 @compute @workgroup_size(16)
 fn sample_main(@builtin(local_invocation_index) thread: u32) {
+  let now = sequence;  // before anything waits
   if (thread == 0) {
-    draws = sampling_runs_main();
+    draws = sampling_runs(now);
   }
   var token = 0u;
   if (workgroupUniformLoad(&draws)) {
@@ -688,6 +739,6 @@ fn sample_main(@builtin(local_invocation_index) thread: u32) {
   }
   if (thread == 0) {
     token = min(token, VOCAB_SIZE - 1);  // all NaN: still a token
-    advance(token);
+    advance(token, now);
   }
 }
