@@ -77,15 +77,17 @@ def sample(builder: Builder) -> list[Kernel]:
     threads = _threads(builder)
     span, n_spans = spans(vocab_size, threads)
     bins = CPU_BINS if builder.target.cpu else BINS
+    candidates = builder.tensor(
+        "sample/candidates", DType.U32, (CANDIDATES_WORDS + 3 * vocab_size,), Role.ACTIVATION
+    )
     scratch = {
         "keys": builder.tensor("sample/keys", DType.U32, (vocab_size,), Role.ACTIVATION),
         "span_keys": builder.tensor("sample/span_keys", DType.U32, (n_spans,), Role.ACTIVATION),
         "weights": builder.tensor("sample/weights", DType.U32, (vocab_size,), Role.ACTIVATION),
         "span_weights": builder.tensor("sample/span_weights", DType.U32, (n_spans, 2), Role.ACTIVATION),
         "histogram": builder.tensor("sample/histogram", DType.U32, (3, bins), Role.ACTIVATION),
-        "candidates": builder.tensor(
-            "sample/candidates", DType.U32, (CANDIDATES_WORDS + 3 * vocab_size,), Role.ACTIVATION
-        ),
+        # As the kernels call it that clear its count, write it and read it.
+        **dict.fromkeys(("count_of_candidates", "candidates", "listed"), candidates),
     }
     state = {"sequence": builder.tensors[SEQUENCE], "tokens": builder.tensors[TOKENS], "logits": logits}
     shape: dict[str, Constant] = {"vocab_size": vocab_size, "span": span, "n_spans": n_spans, "bins": bins}
@@ -94,7 +96,7 @@ def sample(builder: Builder) -> list[Kernel]:
         tensors = {**state, **scratch}
         bindings = [
             *reads(**{name: tensors[name] for name in read.split()}),
-            *writes(**{name: tensors[name.removeprefix("count_of_")] for name in written.split()}),
+            *writes(**{name: tensors[name] for name in written.split()}),
         ]
         name = f"sample_{step}"
         return _sampling_kernel(name, n_spans, threads, bindings, shape, nbytes, vocab_size)
@@ -137,12 +139,12 @@ def _choose(
     tensors = builder.tensors
     values, indices = tensors[ARGMAX_VALUES], tensors[ARGMAX_INDICES]
     state = reads(sequence=tensors[SEQUENCE]) if host else writes(sequence=tensors[SEQUENCE])
-    read = {"keys": "keys", "weights": "weights", "listed": "candidates", "span_weights": "span_weights"}
+    read = ("keys", "weights", "listed", "span_weights") if scratch else ()
     bindings = [
         *state,
         *writes(tokens=tensors[TOKENS]),
         *reads(partial_values=values, partial_indices=indices),
-        *reads(**{name: scratch[tensor] for name, tensor in read.items() if scratch}),
+        *reads(**{name: scratch[name] for name in read}),
     ]
     constants: dict[str, Constant] = {
         **shape,
@@ -155,7 +157,7 @@ def _choose(
         "digit_bits": threads.bit_length() - 1,
         "digit_mask": hex(threads - 1),
     }
-    nbytes = _scan_nbytes(threads) + 28 * threads + 4 if scratch else 8 * threads
+    nbytes = _scan_nbytes(threads) + 28 * threads + 12 if scratch else 8 * threads
     kernel = _sampling_kernel("sample", 1, threads, bindings, constants, nbytes, prod(values.shape))
     return kernel if scratch else renamed(kernel, "sample_greedy")
 
