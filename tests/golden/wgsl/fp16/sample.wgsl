@@ -7,94 +7,125 @@ struct Sequence {
 }
 
 const N_PARTIALS = 5u;
+const PARTIALS_PER_THREAD = 1u;
 const VOCAB_SIZE = 271u;
 const THREADS = 256u;
-const STOP_TOKEN = 1u;
-const STOP_LIMIT = 2u;
 
 @group(0) @binding(0) var<storage, read_write> sequence: Sequence;
 @group(0) @binding(1) var<storage, read_write> tokens: array<i32>;
 @group(0) @binding(2) var<storage, read> partial_values: array<f32>;
 @group(0) @binding(3) var<storage, read> partial_indices: array<u32>;
 
-var<workgroup> values: array<f32, THREADS>;
-var<workgroup> indices: array<u32, THREADS>;
-
-fn is_better(value: f32, index: u32, than_value: f32, than_index: u32) -> bool {
-  return value > than_value || (value == than_value && index < than_index);
+struct Best {
+  value: f32,
+  index: u32,
 }
 
-// Leaves the best candidate in values[0] and indices[0].
-fn reduce_argmax(thread: u32, value: f32, index: u32) {
-  values[thread] = value;
-  indices[thread] = index;
-  workgroupBarrier();
-  for (var half = THREADS / 2u; half > 0u; half >>= 1u) {
-    let other = thread + half;
-    if (thread < half && is_better(values[other], indices[other], values[thread], indices[thread])) {
-      values[thread] = values[other];
-      indices[thread] = indices[other];
-    }
+const NONE = Best(-3.4028234e38, 0xffffffffu);
+
+var<workgroup> bests: array<Best, THREADS>;
+
+fn better(a: Best, b: Best) -> Best {
+  if (b.value > a.value || (b.value == a.value && b.index < a.index)) {
+    return b;
+  }
+  return a;
+}
+
+// Leaves the best of all threads in bests[0].
+fn reduce_argmax(thread: u32, best: Best) {
+  bests[thread] = best;
+  for (var n = THREADS / 4u; n > 0u; n /= 4u) {
     workgroupBarrier();
+    if (thread < n) {
+      bests[thread] = better(
+        better(bests[thread], bests[thread + n]), better(bests[thread + 2u * n], bests[thread + 3u * n]));
+    }
+  }
+  workgroupBarrier();
+}
+
+fn most_likely(thread: u32) -> u32 {
+  var best = NONE;
+  for (var i = 0u; i < PARTIALS_PER_THREAD; i++) {
+    let at = min(thread + i * THREADS, N_PARTIALS - 1u);
+    best = better(best, Best(partial_values[at], partial_indices[at]));
+  }
+  reduce_argmax(thread, best);
+  return min(bests[0].index, VOCAB_SIZE - 1u);  // all NaN: still a token
+}
+
+// Words of the sequence, loaded before anything waits.
+struct Place {
+  past_length: u32,
+  n_tokens: u32,
+  limit: u32,
+  stop: u32,
+  n_stop_tokens: u32,
+  stop_token: u32,  // one for each thread
+}
+
+fn place(thread: u32) -> Place {
+  return Place(
+    sequence.total_length, sequence.n_tokens, sequence.limit, sequence.stop, sequence.n_stop_tokens,
+    sequence.stop_tokens[min(thread, 15u)]);
+}
+
+const STOP_TOKEN = 1u;
+const STOP_LIMIT = 2u;
+
+var<workgroup> stops: atomic<u32>;
+
+fn advance(thread: u32, at: Place, token: u32) {
+  if (thread < at.n_stop_tokens && token == at.stop_token) {
+    atomicStore(&stops, 1u);
+  }
+  workgroupBarrier();
+  if (thread != 0u || at.stop != 0u) {
+    return;
+  }
+  sequence.past_length = at.past_length;
+  sequence.length = 1u;
+  sequence.total_length = at.past_length + 1u;
+  sequence.call_length = max(at.past_length + 1u, at.n_tokens);
+  if (at.past_length != at.n_tokens) {
+    return;  // more of the prompt is to come
+  }
+  if (atomicLoad(&stops) != 0u) {
+    sequence.stop = STOP_TOKEN;
+    return;
+  }
+  tokens[at.n_tokens] = i32(token);
+  sequence.n_tokens = at.n_tokens + 1u;
+  if (at.n_tokens + 1u >= at.limit) {
+    sequence.stop = STOP_LIMIT;
   }
 }
 
 @compute @workgroup_size(256, 1, 1)
 fn sample_greedy(@builtin(local_invocation_index) thread: u32) {
-  var token = most_likely(thread);
+  let at = place(thread);
   if (thread == 0u) {
-    token = min(token, VOCAB_SIZE - 1u);  // all NaN: still a token
-    advance(token);
+    atomicStore(&stops, 0u);
   }
-}
-
-fn most_likely(thread: u32) -> u32 {
-  var value = -3.4028234e38;
-  var index = 0xffffffffu;
-  for (var i = thread; i < N_PARTIALS; i += THREADS) {
-    if (is_better(partial_values[i], partial_indices[i], value, index)) {
-      value = partial_values[i];
-      index = partial_indices[i];
-    }
-  }
-  reduce_argmax(thread, value, index);
-  return indices[0];
-}
-
-fn advance(token: u32) {
-  if (sequence.stop != 0u) { return; }
-  let past_length = sequence.total_length;
-  let is_last_chunk = past_length == sequence.n_tokens;
-  sequence.past_length = past_length;
-  sequence.length = 1u;
-  sequence.total_length = past_length + 1u;
-  sequence.call_length = max(past_length + 1u, sequence.n_tokens);
-  if (!is_last_chunk) { return; }
-  for (var i = 0u; i < sequence.n_stop_tokens; i++) {
-    if (token == sequence.stop_tokens[i]) {
-      sequence.stop = STOP_TOKEN;
-      return;
-    }
-  }
-  tokens[sequence.n_tokens] = i32(token);
-  sequence.n_tokens += 1u;
-  if (sequence.n_tokens >= sequence.limit) { sequence.stop = STOP_LIMIT; }
+  let token = most_likely(thread);
+  advance(thread, at, token);
 }
 
 // Sampling, step 1 of 4: logits, after the repetition penalty, as u32 keys in their order; 0 is never drawn.
 
-const SPAN = 512u;  // tokens_keys of the vocabulary per workgroup
-const HISTOGRAM_WORDS = 768u;
+const SPAN = 1024u;  // tokens_keys per workgroup
+const FOURS = 1u;  // of tokens_keys, per thread
 
 @group(0) @binding(0) var<storage, read> sequence_keys: Sequence;
-@group(0) @binding(1) var<storage, read> tokens_keys: array<i32>;
-@group(0) @binding(2) var<storage, read> logits: array<u32>;  // f32, read as bits: NaN is told by them
-@group(0) @binding(3) var<storage, read_write> keys: array<u32>;
-@group(0) @binding(4) var<storage, read_write> span_keys: array<u32>;  // the greatest key of each span
-@group(0) @binding(5) var<storage, read_write> histogram: array<u32>;  // cleared here for the next step
+@group(0) @binding(1) var<storage, read_write> histogram: array<atomic<u32>>;
+@group(0) @binding(2) var<storage, read_write> scores: array<vec4u>;  // keys, then weights
+@group(0) @binding(3) var<storage, read_write> span_keys: array<u32>;  // the greatest of each span
+@group(0) @binding(4) var<storage, read> tokens_keys: array<i32>;
+@group(0) @binding(5) var<storage, read> logits: array<u32>;  // f32, read as bits: NaN is told by them
 
 var<workgroup> greatest: atomic<u32>;
-var<workgroup> seen: array<atomic<u32>, 16>;  // a bit per token of the span
+var<workgroup> seen: array<atomic<u32>, 32>;  // a bit per token of the span
 
 // Not when the arg-max is wanted, nor after the end, nor inside a prompt.
 fn sampling_runs() -> bool {
@@ -102,8 +133,8 @@ fn sampling_runs() -> bool {
 }
 
 // The reciprocal comes from the host: division is not exact here.
-fn penalised(bits: u32, is_seen: bool) -> u32 {
-  if (!is_seen || (bits & 0x7f800000u) == 0x7f800000u) {
+fn penalised(bits: u32) -> u32 {
+  if ((bits & 0x7f800000u) == 0x7f800000u) {
     return bits;  // infinities and NaN as they are
   }
   let logit = bitcast<f32>(bits);
@@ -120,51 +151,58 @@ fn key_of(bits: u32) -> u32 {
   return select(0x80000000u | finite, ~bits, bits > 0x80000000u);  // -0 is 0
 }
 
-// Writes the key of the token at place `i` of the span.
-fn make_key(begin: u32, i: u32, bits: u32) -> u32 {
-  if (begin + i >= VOCAB_SIZE) {
-    return 0u;
+// Four logits; -inf behind the end.
+fn logits_from(token: u32) -> vec4u {
+  var four: vec4u;
+  for (var i = 0u; i < 4u; i++) {
+    four[i] = select(0xff800000u, logits[min(token + i, VOCAB_SIZE - 1u)], token + i < VOCAB_SIZE);
   }
-  let is_seen = (atomicLoad(&seen[i / 32u]) >> (i % 32u)) % 2u == 1u;
-  let key = key_of(penalised(bits, is_seen));
-  keys[begin + i] = key;
-  return key;
+  return four;
 }
 
 @compute @workgroup_size(256, 1, 1)
 fn sample_keys(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
+  let begin = group.x * SPAN;
+  var bits = logits_from(begin + 4u * thread);  // before anything waits
   if (!sampling_runs()) {
     return;
   }
-  let begin = group.x * SPAN;
-  // All loads before the first wait.
-  let bits_0 = logits[min(begin + thread + 0u, VOCAB_SIZE - 1u)];
-  let bits_1 = logits[min(begin + thread + 256u, VOCAB_SIZE - 1u)];
-  if (group.x == 0u) {
-    for (var i = thread; i < HISTOGRAM_WORDS; i += THREADS) {
-      histogram[i] = 0u;
-    }
-  }
-  if (thread == 0u) {
-    atomicStore(&greatest, 0u);
+  for (var i = thread; group.x == 0u && i < 2055u; i += THREADS) {
+    atomicStore(&histogram[i], 0u);
   }
   for (var i = thread; i < SPAN / 32u; i += THREADS) {
     atomicStore(&seen[i], 0u);
   }
+  if (thread == 0u) {
+    atomicStore(&greatest, 0u);
+  }
   workgroupBarrier();
-  if (sequence_keys.repetition_penalty != 0x3f800000u) {  // 1.0
-    for (var i = thread; i < sequence_keys.n_tokens; i += THREADS) {
-      let offset = u32(tokens_keys[i]) - begin;  // wraps around below the span
-      if (offset < SPAN) {
-        atomicOr(&seen[offset / 32u], 1u << (offset % 32u));
+  let n_seen = select(sequence_keys.n_tokens, 0u, sequence_keys.repetition_penalty == 0x3f800000u);  // 1.0
+  for (var i = thread; i < n_seen; i += 4u * THREADS) {
+    var places: vec4u;  // all before the first is looked at; behind the end the last again
+    for (var j = 0u; j < 4u; j++) {
+      places[j] = u32(tokens_keys[min(i + j * THREADS, n_seen - 1u)]) - begin;  // wraps around below the span
+    }
+    for (var j = 0u; j < 4u; j++) {
+      if (places[j] < SPAN) {
+        atomicOr(&seen[places[j] / 32u], 1u << (places[j] % 32u));
       }
     }
   }
   workgroupBarrier();
-  var best = 0u;
-  best = max(best, make_key(begin, thread + 0u, bits_0));
-  best = max(best, make_key(begin, thread + 256u, bits_1));
-  atomicMax(&greatest, best);
+  for (var i = 0u; i < FOURS; i++) {
+    let place = 4u * (i * THREADS + thread);
+    if (i > 0u) {
+      bits = logits_from(begin + place);
+    }
+    let marks = atomicLoad(&seen[place / 32u]) >> (place % 32u);
+    var key: vec4u;
+    for (var j = 0u; j < 4u; j++) {
+      key[j] = key_of(select(bits[j], penalised(bits[j]), (marks >> j) % 2u == 1u));
+    }
+    scores[(begin + place) / 4u] = key;
+    atomicMax(&greatest, max(max(key.x, key.y), max(key.z, key.w)));
+  }
   workgroupBarrier();
   if (thread == 0u) {
     span_keys[group.x] = atomicLoad(&greatest);
@@ -175,17 +213,32 @@ fn sample_keys(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_in
 // Integers add up to the same sum in any order and on every GPU.
 
 const N_SPANS = 1u;
+const ROOM = 256u;  // fours of tokens in all
 
-@group(0) @binding(1) var<storage, read> keys_weights: array<u32>;
-@group(0) @binding(2) var<storage, read> span_keys_weights: array<u32>;
-@group(0) @binding(3) var<storage, read_write> weights: array<u32>;
-@group(0) @binding(4) var<storage, read_write> histogram_weights: array<atomic<u32>>;  // [3, bins]: tokens, weight low, weight high
-@group(0) @binding(5) var<storage, read_write> candidates: array<u32>;  // its count is cleared
+@group(0) @binding(3) var<storage, read> span_keys_weights: array<u32>;
 
-var<workgroup> greatest_key: atomic<u32>;
-var<workgroup> counts: array<atomic<u32>, 256>;
-var<workgroup> lows: array<atomic<u32>, 256>;
-var<workgroup> highs: array<atomic<u32>, 256>;
+var<workgroup> bins: array<atomic<u32>, 2048>;  // of this workgroup: units of 1, and of 2^16
+
+fn has_top_k() -> bool {
+  return sequence_keys.top_k != 0u && sequence_keys.top_k < VOCAB_SIZE;
+}
+
+// Whether tokens are to be compared one by one.
+fn has_candidates() -> bool {
+  return has_top_k() || sequence_keys.top_p != 0u;
+}
+
+// Unsigned integers of 64 bits: low, high.
+alias Wide = vec2u;
+
+fn wide(low: u32) -> Wide {
+  return Wide(low, 0u);
+}
+
+fn add_wide(a: Wide, b: Wide) -> Wide {
+  let low = a.x + b.x;
+  return Wide(low, a.y + b.y + select(0u, 1u, low < a.x));
+}
 
 // The upper 32 bits of a · b.
 fn multiply_high(a: u32, b: u32) -> u32 {
@@ -195,10 +248,12 @@ fn multiply_high(a: u32, b: u32) -> u32 {
   return (a >> 16u) * (b >> 16u) + (middle >> 16u) + (other >> 16u);
 }
 
-// Eight bins per power of two, the greatest weights first.
+const BINS = 1024u;  // each a low word, and in the other half a high one
+
+// 32 bins per power of two, the greatest weights first.
 fn bin_of(weight: u32) -> u32 {
   let octave = countLeadingZeros(weight);
-  return 8u * octave + 7u - ((weight << octave) >> 28u) % 8u;
+  return 32u * octave + (~(weight << octave) >> 26u);
 }
 
 fn logit_of(key: u32) -> f32 {
@@ -230,227 +285,221 @@ fn weight_of(key: u32, greatest: f32) -> u32 {
   return power_of_two(u32(below));
 }
 
-// Writes down a token's weight, and adds it to its bin.
-fn count(token: u32, weight: u32) {
-  if (token >= VOCAB_SIZE) {
-    return;
-  }
-  weights[token] = weight;
-  if (weight == 0u) {
+// Adds a token to its bin: top-k counts, top-p alone weighs.
+fn count(weight: u32) {
+  if (weight == 0u || !has_candidates()) {
     return;
   }
   let bin = bin_of(weight);
-  atomicAdd(&counts[bin], 1u);
-  let old = atomicAdd(&lows[bin], weight);
-  if (old > ~weight) {
-    atomicAdd(&highs[bin], 1u);  // the carry: as many in any order
-  }
+  let value = select(weight, 1u, has_top_k());
+  atomicAdd(&bins[bin], value & 0xffffu);
+  atomicAdd(&bins[BINS + bin], value >> 16u);
 }
 
 @compute @workgroup_size(256, 1, 1)
 fn sample_weights(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
+  let begin = group.x * (SPAN / 4u) + thread;
+  var key = scores[begin];  // before anything waits
+  let span_key = span_keys_weights[min(thread, N_SPANS - 1u)];
   if (!sampling_runs()) {
     return;
   }
-  let begin = group.x * SPAN;
-  // All loads before the first wait.
-  let key_0 = keys_weights[min(begin + thread + 0u, VOCAB_SIZE - 1u)];
-  let key_1 = keys_weights[min(begin + thread + 256u, VOCAB_SIZE - 1u)];
-  if (group.x == 0u && thread == 0u) {
-    candidates[0] = 0u;
+  for (var i = thread; i < 2u * BINS; i += THREADS) {
+    atomicStore(&bins[i], 0u);
   }
   if (thread == 0u) {
-    atomicStore(&greatest_key, 0u);
-  }
-  atomicStore(&counts[thread], 0u);
-  atomicStore(&lows[thread], 0u);
-  atomicStore(&highs[thread], 0u);
-  workgroupBarrier();
-  if (thread < N_SPANS) {
-    atomicMax(&greatest_key, span_keys_weights[thread]);
+    atomicStore(&greatest, 0u);
   }
   workgroupBarrier();
-  let greatest = logit_of(atomicLoad(&greatest_key));
-  count(begin + thread + 0u, weight_of(key_0, greatest));
-  count(begin + thread + 256u, weight_of(key_1, greatest));
+  atomicMax(&greatest, span_key);
   workgroupBarrier();
-  let n_tokens = atomicLoad(&counts[thread]);
-  if (n_tokens > 0u) {
-    let low = atomicLoad(&lows[thread]);
-    atomicAdd(&histogram_weights[thread], n_tokens);
-    let old = atomicAdd(&histogram_weights[256u + thread], low);
-    atomicAdd(&histogram_weights[512u + thread], atomicLoad(&highs[thread]) + select(0u, 1u, old > ~low));
+  let logit = logit_of(atomicLoad(&greatest));
+  for (var i = 0u; i < FOURS; i++) {
+    if (i > 0u) {
+      key = scores[begin + i * THREADS];
+    }
+    var weight: vec4u;
+    for (var j = 0u; j < 4u; j++) {
+      weight[j] = weight_of(key[j], logit);
+      count(weight[j]);
+    }
+    scores[ROOM + begin + i * THREADS] = weight;
+  }
+  workgroupBarrier();
+  for (var bin = thread; bin < BINS && has_candidates(); bin += THREADS) {
+    let high = atomicLoad(&bins[BINS + bin]);
+    let sum = add_wide(Wide(high << 16u, high >> 16u), wide(atomicLoad(&bins[bin])));
+    if (sum.x != 0u || sum.y != 0u) {
+      // Units of 1 and of 2^24: the low words of 256 workgroups have no carry that anyone would wait for.
+      atomicAdd(&histogram[bin], sum.x & 0xffffffu);
+      atomicAdd(&histogram[BINS + bin], (sum.y << 8u) | (sum.x >> 24u));
+    }
   }
 }
 
-// Sampling, step 3: lists what the last step must look at one by one. With top-k the tokens down to the bin in
-// which it ends, with top-p alone those of that bin, without either none.
+// Sampling, step 3: lists the tokens of the bin in which the first filter ends, with top-k and top-p those above it
+// too; the last step looks at them one by one.
 
-struct Candidate {
-  key: u32,
-  weight: u32,
-  token: u32,
+const BINS_PER_THREAD = 4u;
+
+@group(0) @binding(2) var<storage, read_write> list: array<vec4u>;  // of candidates: key, weight, token
+@group(0) @binding(3) var<storage, read_write> span_weights: array<vec2u>;  // of what survives and is not listed
+@group(0) @binding(4) var<storage, read> scores_candidates: array<vec4u>;
+
+var<workgroup> least_key: atomic<u32>;
+
+fn subtract_wide(a: Wide, b: Wide) -> Wide {
+  return Wide(a.x - b.x, a.y - b.y - select(0u, 1u, a.x < b.x));
 }
 
-struct Candidates {
-  count: atomic<u32>,
-  top_k: u32,  // 0: all
-  top_p: u32,  // in 2^-32; 0: all
-  padding: u32,
-  all_weight: vec2u,
-  weight_above: vec2u,  // of the tokens that survive top-p and are not listed
-  list: array<Candidate>,
-}
-
-fn least_one(weight: vec2u) -> vec2u {
-  return select(weight, vec2u(1u, 0u), weight.x == 0u && weight.y == 0u);
-}
-
-@group(0) @binding(2) var<storage, read> weights_candidates: array<u32>;
-@group(0) @binding(3) var<storage, read> histogram_candidates: array<u32>;  // [3, bins]: tokens, weight low, weight high
-@group(0) @binding(4) var<storage, read_write> candidates_candidates: Candidates;
-@group(0) @binding(5) var<storage, read_write> span_weights: array<vec2u>;  // without the candidates_candidates
-
-// 64-bit unsigned integers are vec2u(low, high).
-fn add_wide(a: vec2u, b: vec2u) -> vec2u {
-  let low = a.x + b.x;
-  return vec2u(low, a.y + b.y + select(0u, 1u, low < a.x));
-}
-
-fn subtract_wide(a: vec2u, b: vec2u) -> vec2u {
-  return vec2u(a.x - b.x, a.y - b.y - select(0u, 1u, a.x < b.x));
-}
-
-fn is_less(a: vec2u, b: vec2u) -> bool {
+fn is_less(a: Wide, b: Wide) -> bool {
   return a.y < b.y || (a.y == b.y && a.x < b.x);
 }
 
 // a · part / 2^32, rounded down.
-fn fraction_of(a: vec2u, part: u32) -> vec2u {
-  return add_wide(vec2u(a.y * part, multiply_high(a.y, part)), vec2u(multiply_high(a.x, part), 0u));
+fn fraction_of(a: Wide, part: u32) -> Wide {
+  return add_wide(Wide(a.y * part, multiply_high(a.y, part)), wide(multiply_high(a.x, part)));
 }
 
-var<workgroup> sums: array<vec2u, 512>;  // two halves, written by turns
+fn least_one(a: Wide) -> Wide {
+  return select(a, wide(1u), a.x == 0u && a.y == 0u);
+}
+
+var<workgroup> sums: array<Wide, 2 * THREADS>;  // two halves, written by turns
 var<workgroup> found: vec3u;
 
-// The sum of `value` over this thread and those before it; sums[i] is that of thread i.
-fn running_sum(thread: u32, value: vec2u) -> vec2u {
+// The sum of `value` over this thread and those before it; total() is that of all threads.
+fn running_sum(thread: u32, value: Wide) -> Wide {
   workgroupBarrier();  // the sums may still be read from the last call
   var sum = value;
-  var half = 0u;  // so that the last one is the first half
-  sums[half + thread] = sum;
-  for (var step = 1u; step < 256u; step *= 4u) {
+  var half = 0u;
+  sums[thread] = sum;
+  for (var step = 1u; step < THREADS; step *= 4u) {
     workgroupBarrier();
-    let a = select(vec2u(), sums[half + max(thread, step) - step], thread >= step);
-    let b = select(vec2u(), sums[half + max(thread, 2u * step) - 2u * step], thread >= 2u * step);
-    let c = select(vec2u(), sums[half + max(thread, 3u * step) - 3u * step], thread >= 3u * step);
-    sum = add_wide(add_wide(sum, a), add_wide(b, c));
-    half = 256u - half;
+    for (var i = 1u; i < 4u; i++) {
+      if (thread >= i * step) {
+        sum = add_wide(sum, sums[half + thread - i * step]);
+      }
+    }
+    half = THREADS - half;
     sums[half + thread] = sum;
   }
   workgroupBarrier();
   return sum;
 }
 
-fn total() -> vec2u {
-  return sums[255];
+fn total() -> Wide {
+  return sums[THREADS - 1u];
 }
 
-// The thread at which the running sum reaches `target_sum`, and the sum before it; else thread 0.
-fn find_thread(thread: u32, upto: vec2u, value: vec2u, target_sum: vec2u) -> vec3u {
+// What the one thread says that sees a running sum reach `least`, and the sum before; else zeros.
+fn find(thread: u32, what: u32, before: Wide, upto: Wide, least: Wide) -> vec3u {
   if (thread == 0u) {
-    found = vec3u(0u, 0u, 0u);
+    found = vec3u();
   }
   workgroupBarrier();
-  let before = subtract_wide(upto, value);
-  if (is_less(before, target_sum) && !is_less(upto, target_sum)) {
-    found = vec3u(thread, before);
+  if (is_less(before, least) && !is_less(upto, least)) {
+    found = vec3u(what, before);
   }
   return workgroupUniformLoad(&found);
 }
 
-// Lists a candidate; the weight of any other that survives.
-fn sort_out(token: u32, weight: u32, first: u32, last: u32) -> u32 {
-  let bin = bin_of(max(weight, 1u));
-  if (token >= VOCAB_SIZE || weight == 0u || bin > last) {
-    return 0u;
-  }
-  if (bin >= first) {
-    candidates_candidates.list[atomicAdd(&candidates_candidates.count, 1u)] = Candidate(keys_weights[token], weight, token);
-    return 0u;
-  }
-  return select(0u, weight, weight >= sequence_keys.min_p);
-}
+// Words behind them.
+const COUNT = 2048u;  // of the candidates
+const GREATEST = 2049u;  // of their keys
+const LEAST = 2050u;  // its complement
+const BY_COUNT = 2051u;  // 1 where top-k is the first filter
+const TOP_P = 2052u;  // in 2^-32; 0: all
+const NEEDED = 2053u;  // what the first filter keeps of the candidates: tokens or weight, two words
 
 @compute @workgroup_size(256, 1, 1)
 fn sample_candidates(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
+  let begin = group.x * (SPAN / 4u) + thread;
+  var key = scores_candidates[begin];  // before anything waits
+  var weight = scores_candidates[ROOM + begin];
+  var bins: array<Wide, BINS_PER_THREAD>;
+  var sum = Wide();
+  for (var i = 0u; i < BINS_PER_THREAD; i++) {
+    let bin = thread * BINS_PER_THREAD + i;
+    let high = atomicLoad(&histogram[BINS + bin]);
+    bins[i] = add_wide(wide(atomicLoad(&histogram[bin])), Wide(high << 24u, high >> 8u));
+    sum = add_wide(sum, bins[i]);
+  }
   if (!sampling_runs()) {
     return;
   }
-  let begin = group.x * SPAN;
-  // All loads before the first wait.
-  let weight_0 = weights_candidates[min(begin + thread + 0u, VOCAB_SIZE - 1u)];
-  let weight_1 = weights_candidates[min(begin + thread + 256u, VOCAB_SIZE - 1u)];
-  let count = vec2u(histogram_candidates[thread], 0u);
-  let weight = vec2u(histogram_candidates[256u + thread], histogram_candidates[512u + thread]);
-  let count_upto = running_sum(thread, count);
-  let n_possible = total().x;
-  let weight_upto = running_sum(thread, weight);
-  let all_weight = total();
-
-  // Bins below `first` survive, those behind `last` do not.
-  let by_count = sequence_keys.top_k != 0u && sequence_keys.top_k < n_possible;
-  let by_weight = sequence_keys.top_p != 0u && !by_count;
-  let kept_weight = least_one(fraction_of(all_weight, sequence_keys.top_p));
-  let least = select(kept_weight, vec2u(sequence_keys.top_k, 0u), by_count);
-  let end = find_thread(
-    thread,
-    select(weight_upto, count_upto, by_count),
-    select(weight, count, by_count),
-    least,
-  );
-  let last = select(255u, end.x, by_count || by_weight);
-  let first = select(select(256u, end.x, by_weight), 0u, by_count);
-
-  if (group.x == 0u && thread == 0u) {
-    candidates_candidates.top_k = select(0u, sequence_keys.top_k, by_count);
-    candidates_candidates.top_p = sequence_keys.top_p;
-    candidates_candidates.all_weight = all_weight;
-    candidates_candidates.weight_above = select(vec2u(0u, 0u), end.yz, by_weight);
+  if (thread == 0u) {
+    atomicStore(&greatest, 0u);
+    atomicStore(&least_key, 0u);
   }
 
-  var surviving = vec2u(0u, 0u);
-  surviving = add_wide(surviving, vec2u(sort_out(begin + thread + 0u, weight_0, first, last), 0u));
-  surviving = add_wide(surviving, vec2u(sort_out(begin + thread + 256u, weight_1, first, last), 0u));
-  running_sum(thread, surviving);
+  // Bins below `first` survive, those behind `last` do not.
+  var first = BINS;
+  var last = BINS;
+  if (has_candidates()) {
+    let upto = running_sum(thread, sum);
+    var least = least_one(fraction_of(total(), sequence_keys.top_p));
+    if (has_top_k()) {
+      least = wide(min(sequence_keys.top_k, total().x));  // fewer may have a weight
+    }
+    var before = subtract_wide(upto, sum);
+    var bin = 0u;
+    while (bin + 1u < BINS_PER_THREAD && is_less(add_wide(before, bins[bin]), least)) {
+      before = add_wide(before, bins[bin]);
+      bin++;
+    }
+    let end = find(thread, thread * BINS_PER_THREAD + bin, before, upto, least);
+    last = end.x;
+    first = end.x;
+    if (has_top_k() && sequence_keys.top_p != 0u) {
+      first = 0u;
+    } else {
+      least = subtract_wide(least, end.yz);
+    }
+    if (group.x == 0u && thread == 0u) {
+      atomicStore(&histogram[BY_COUNT], select(0u, 1u, has_top_k()));
+      atomicStore(&histogram[TOP_P], sequence_keys.top_p);
+      atomicStore(&histogram[NEEDED], least.x);
+      atomicStore(&histogram[NEEDED + 1u], least.y);
+    }
+  }
+
+  sum = Wide();
+  for (var i = 0u; i < FOURS; i++) {
+    let four = begin + i * THREADS;
+    if (i > 0u) {
+      key = scores_candidates[four];
+      weight = scores_candidates[ROOM + four];
+    }
+    for (var j = 0u; j < 4u; j++) {
+      let bin = bin_of(max(weight[j], 1u));
+      if (weight[j] != 0u && bin >= first && bin <= last) {
+        let at = atomicAdd(&histogram[COUNT], 1u);
+        list[at] = vec4u(key[j], weight[j], 4u * four + j, 0u);
+        atomicMax(&greatest, key[j]);
+        atomicMax(&least_key, ~key[j]);
+      } else if (weight[j] >= sequence_keys.min_p && bin < first) {
+        sum = add_wide(sum, wide(weight[j]));
+      }
+    }
+  }
+  running_sum(thread, sum);
   if (thread == 0u) {
     span_weights[group.x] = total();
+    if (atomicLoad(&greatest) != 0u) {
+      atomicMax(&histogram[GREATEST], atomicLoad(&greatest));
+      atomicMax(&histogram[LEAST], atomicLoad(&least_key));
+    }
   }
 }
 
 // The next token: the largest logit, or sampling's step 4.
 
-struct Candidates_main {
-  count: u32,
-  top_k: u32,  // 0: all
-  top_p: u32,  // in 2^-32; 0: all
-  padding: u32,
-  all_weight: vec2u,
-  weight_above: vec2u,  // of the tokens that survive top-p and are not listed
-  list: array<Candidate>,
-}
-
-@group(0) @binding(4) var<storage, read> keys_main: array<u32>;
-@group(0) @binding(5) var<storage, read> weights_main: array<u32>;
-@group(0) @binding(6) var<storage, read> candidates_main: Candidates_main;
-@group(0) @binding(7) var<storage, read> span_weights_main: array<vec2u>;
+@group(0) @binding(5) var<storage, read> span_weights_main: array<vec2u>;
+@group(0) @binding(6) var<storage, read> histogram_main: array<u32>;
+@group(0) @binding(7) var<storage, read> list_main: array<vec4u>;
 
 var<workgroup> draws: bool;
-
-// Not when the arg-max is wanted, nor after the end, nor inside a prompt.
-fn sampling_runs_main() -> bool {
-  return sequence.sampling != 0u && sequence.stop == 0u && sequence.total_length == sequence.n_tokens;
-}
 
 // Philox-4x32-10 (Salmon et al., Parallel random numbers: as easy as 1, 2, 3, 2011): the first word.
 fn philox(counter: u32, seed: vec2u) -> u32 {
@@ -465,153 +514,162 @@ fn philox(counter: u32, seed: vec2u) -> u32 {
   return state.x;
 }
 
-const TOKENS_PER_THREAD = SPAN / THREADS;
 const SAMPLING_DRAW = 1u;
+const DIGIT_BITS = 8u;
 
-var<workgroup> lows_main: array<atomic<u32>, THREADS>;
-var<workgroup> highs_main: array<atomic<u32>, THREADS>;
-var<workgroup> differing: atomic<u32>;
-var<workgroup> n_differing_bits: u32;
+var<workgroup> lows: array<atomic<u32>, THREADS>;
+var<workgroup> highs: array<atomic<u32>, THREADS>;
+var<workgroup> least_kept: atomic<u32>;
+var<workgroup> random: u32;
+var<private> candidate: vec4u;  // of this thread, where there are few
 
 fn clear_bins(thread: u32) {
   workgroupBarrier();
-  atomicStore(&lows_main[thread], 0u);
-  atomicStore(&highs_main[thread], 0u);
+  atomicStore(&lows[thread], 0u);
+  atomicStore(&highs[thread], 0u);
   workgroupBarrier();
 }
 
 fn add_to_bin(bin: u32, value: u32) {
-  let old = atomicAdd(&lows_main[bin], value);
+  let old = atomicAdd(&lows[bin], value);
   if (old > ~value) {
-    atomicAdd(&highs_main[bin], 1u);  // the carry: as many in any order
+    atomicAdd(&highs[bin], 1u);  // the carry: as many in any order
   }
 }
 
-fn bin_sum(bin: u32) -> vec2u {
-  return vec2u(atomicLoad(&lows_main[bin]), atomicLoad(&highs_main[bin]));
+fn bin_sum(bin: u32) -> Wide {
+  return Wide(atomicLoad(&lows[bin]), atomicLoad(&highs[bin]));
 }
 
-// Four candidates of the list. Behind its end they are the last one, and not `there`.
-struct Four {
-  keys: vec4u,
-  weights: vec4u,
-  tokens: vec4u,
-  there: vec4<bool>,
-}
-
-const AT_ONCE = 8u * THREADS;  // candidates_main that are asked for before anything waits: eight of each thread
-
-fn four(i: u32) -> Four {
-  let places = vec4u(i) + THREADS * vec4u(0u, 1u, 2u, 3u);
-  let last = candidates_main.count - 1u;
-  let a = candidates_main.list[min(places.x, last)];
-  let b = candidates_main.list[min(places.y, last)];
-  let c = candidates_main.list[min(places.z, last)];
-  let d = candidates_main.list[min(places.w, last)];
-  return Four(
-    vec4u(a.key, b.key, c.key, d.key),
-    vec4u(a.weight, b.weight, c.weight, d.weight),
-    vec4u(a.token, b.token, c.token, d.token),
-    places <= vec4u(last));
-}
-
-// How many of the low bits of their keys the candidates differ in: the others need no digit.
-fn differing_bits(thread: u32) -> u32 {
-  if (thread == 0u) {
-    atomicStore(&differing, 0u);
+// The least key that a filter keeps: candidates down to it come to `least`, by number or by weight.
+fn threshold(thread: u32, by_count: bool, least: Wide) -> u32 {
+  let n = histogram_main[COUNT];
+  if (n <= THREADS) {
+    return threshold_of_few(thread, by_count, least);
   }
-  workgroupBarrier();
-  var bits = 0u;
-  for (var i = thread; i < candidates_main.count; i += AT_ONCE) {
-    let first = vec4u(candidates_main.list[0].key);
-    let keys_main = (four(i).keys ^ first) | (four(i + AT_ONCE / 2u).keys ^ first);
-    bits |= keys_main.x | keys_main.y | keys_main.z | keys_main.w;
-  }
-  atomicOr(&differing, bits);
-  workgroupBarrier();
-  if (thread == 0u) {
-    n_differing_bits = 32u - countLeadingZeros(atomicLoad(&differing));
-  }
-  return workgroupUniformLoad(&n_differing_bits);
-}
-
-// Bins the candidates whose ~key begins with `prefix` by their next digit.
-fn add_digits(four: Four, by_weight: bool, prefix: u32, mask: u32, shift: u32) {
-  let keys_main = ~four.keys;
-  let amounts = select(vec4u(1u), four.weights, by_weight);
-  let bins = (keys_main >> vec4u(shift)) & vec4u(0xffu);
-  let counts = four.there & (((keys_main ^ vec4u(prefix)) & vec4u(mask)) == vec4u(0u));
-  if (counts.x) {
-    add_to_bin(bins.x, amounts.x);
-  }
-  if (counts.y) {
-    add_to_bin(bins.y, amounts.y);
-  }
-  if (counts.z) {
-    add_to_bin(bins.z, amounts.z);
-  }
-  if (counts.w) {
-    add_to_bin(bins.w, amounts.w);
-  }
-}
-
-// The greatest key such that the candidates down to it come to `least`, by number or by weight: digit by digit.
-fn threshold(thread: u32, by_weight: bool, least: vec2u) -> u32 {
+  // It is at most `range` below `high`. A digit at a time, the greatest keys in the first bin.
+  var high = histogram_main[GREATEST];
+  var range = high - ~histogram_main[LEAST];
   var missing = least;
-  var n_bits = differing_bits(thread);  // still to be found
-  var mask = select(0u, ~0u << n_bits, n_bits < 32u);
-  var prefix = ~candidates_main.list[0].key & mask;  // of ~key: the greatest key first
-  while (n_bits > 0u) {
-    let shift = max(n_bits, 8u) - 8u;
+  while (range != 0u) {
+    let shift = max(32u - countLeadingZeros(range), DIGIT_BITS) - DIGIT_BITS;
     clear_bins(thread);
-    for (var i = thread; i < candidates_main.count; i += AT_ONCE) {
-      let these = four(i);
-      let those = four(i + AT_ONCE / 2u);
-      add_digits(these, by_weight, prefix, mask, shift);
-      add_digits(those, by_weight, prefix, mask, shift);
+    for (var i = thread; i < n; i += 4u * THREADS) {
+      var four: array<vec4u, 4>;  // all before the first is looked at
+      for (var j = 0u; j < 4u; j++) {
+        four[j] = list_main[min(i + j * THREADS, n - 1u)];
+      }
+      for (var j = 0u; j < 4u; j++) {
+        let below = high - four[j].x;
+        if (i + j * THREADS < n && below <= range) {
+          add_to_bin(below >> shift, select(four[j].y, 1u, by_count));
+        }
+      }
     }
     workgroupBarrier();
-    let value = bin_sum(thread);
-    let end = find_thread(thread, running_sum(thread, value), value, missing);
-    prefix |= end.x << shift;
-    mask |= 0xffu << shift;
-    missing = subtract_wide(missing, end.yz);
-    n_bits = shift;
+    let upto = running_sum(thread, bin_sum(thread));
+    let digit = find(thread, thread, subtract_wide(upto, bin_sum(thread)), upto, missing);
+    missing = subtract_wide(missing, digit.yz);
+    high -= digit.x << shift;
+    range = min(range - (digit.x << shift), (1u << shift) - 1u);
   }
-  return ~prefix;
+  return high;
 }
 
-fn weight_down(four: Four, key: u32) -> vec2u {
-  let weights_main = select(vec4u(0u), four.weights, four.there & (four.keys >= vec4u(key)));
-  let sum = add_wide(vec2u(weights_main.x, 0u), vec2u(weights_main.y, 0u));
-  return add_wide(sum, add_wide(vec2u(weights_main.z, 0u), vec2u(weights_main.w, 0u)));
+// The same where a thread has a candidate at most: it is kept if those above it do not come to `least`.
+fn threshold_of_few(thread: u32, by_count: bool, least: Wide) -> u32 {
+  if (thread == 0u) {
+    atomicStore(&least_kept, ~0u);
+  }
+  workgroupBarrier();
+  let n = histogram_main[COUNT];
+  if (thread < n) {
+    var above = Wide();
+    for (var i = 0u; i < n; i += 4u) {
+      for (var j = i; j < i + 4u; j++) {
+        let other = list_main[j];
+        above = add_wide(above, wide(select(0u, select(other.y, 1u, by_count), j < n && other.x > candidate.x)));
+      }
+    }
+    if (is_less(above, least)) {
+      atomicMin(&least_kept, candidate.x);
+    }
+  }
+  workgroupBarrier();
+  return atomicLoad(&least_kept);
 }
 
 // The weight of the candidates with `key` or a greater one.
-fn weight_down_to(thread: u32, key: u32) -> vec2u {
-  var sum = vec2u(0u, 0u);
-  for (var i = thread; i < candidates_main.count; i += AT_ONCE) {
-    let these = four(i);
-    let those = four(i + AT_ONCE / 2u);
-    sum = add_wide(sum, add_wide(weight_down(these, key), weight_down(those, key)));
+fn weight_down_to(thread: u32, key: u32) -> Wide {
+  var sum = Wide();
+  for (var i = thread; i < histogram_main[COUNT]; i += THREADS) {
+    sum = add_wide(sum, wide(select(0u, list_main[i].y, list_main[i].x >= key)));
   }
   running_sum(thread, sum);
   return total();
 }
 
-// The weight with which token `i` is drawn: 0 if a filter took it out.
-fn surviving_weight(key: u32, weight: u32, least_key: u32) -> u32 {
+// The least key that no filter takes out.
+fn least_survivor(thread: u32) -> u32 {
+  let by_count = histogram_main[BY_COUNT] != 0u;
+  let key = threshold(thread, by_count, Wide(histogram_main[NEEDED], histogram_main[NEEDED + 1u]));
+  if (!by_count || histogram_main[TOP_P] == 0u) {
+    return key;
+  }
+  return threshold(thread, false, least_one(fraction_of(weight_down_to(thread, key), histogram_main[TOP_P])));
+}
+
+// The weight with which a token is drawn: 0 if a filter took it out.
+fn drawn_weight(key: u32, weight: u32, least_key: u32) -> u32 {
   return select(0u, weight, key >= least_key && weight >= sequence.min_p);
 }
 
-fn add_to_spans(four: Four, least_key: u32) {
-  let survives = (four.keys >= vec4u(least_key)) & (four.weights >= vec4u(sequence.min_p));
-  let amounts = select(vec4u(0u), four.weights, four.there & survives);
-  let spans = four.tokens / SPAN;
-  add_to_bin(spans.x, amounts.x);
-  add_to_bin(spans.y, amounts.y);
-  add_to_bin(spans.z, amounts.z);
-  add_to_bin(spans.w, amounts.w);
+// The first token at which the running sum of the surviving weights is over a random fraction of their total.
+fn drawn(thread: u32, span_weight: Wide, is_listed: bool) -> u32 {
+  var least_key = 0u;
+  if (is_listed) {
+    least_key = least_survivor(thread);
+  }
+
+  // A thread per span of the vocabulary.
+  clear_bins(thread);
+  for (var i = thread; i < histogram_main[COUNT]; i += THREADS) {
+    add_to_bin(list_main[i].z / SPAN, drawn_weight(list_main[i].x, list_main[i].y, least_key));
+  }
+  if (thread == 0u) {
+    // The first survivor where a draw is not wanted.
+    random = select(0u, random_word(), sequence.sampling == SAMPLING_DRAW);
+  }
+  workgroupBarrier();
+  var value = add_wide(bin_sum(thread), select(Wide(), span_weight, thread < N_SPANS));
+  var upto = running_sum(thread, value);
+  var missing = add_wide(fraction_of(total(), random), wide(1u));
+  let span = find(thread, thread, subtract_wide(upto, value), upto, missing);
+  missing = subtract_wide(missing, span.yz);
+
+  // A thread per few tokens of that span.
+  let first = span.x * SPAN + thread * 4u * FOURS;
+  value = Wide();
+  for (var i = 0u; i < 4u * FOURS; i++) {
+    value = add_wide(value, wide(weight_of_token(first + i, least_key)));
+  }
+  upto = running_sum(thread, value);
+  var before = subtract_wide(upto, value);
+  var token = first;
+  while (token + 1u < first + 4u * FOURS) {
+    let sum = add_wide(before, wide(weight_of_token(token, least_key)));
+    if (!is_less(sum, missing)) {
+      break;
+    }
+    before = sum;
+    token++;
+  }
+  return find(thread, token, before, upto, missing).x;  // 0 where all are -inf or NaN
+}
+
+fn weight_of_token(token: u32, least_key: u32) -> u32 {
+  let four = token / 4u;
+  return drawn_weight(scores_candidates[four][token % 4u], scores_candidates[ROOM + four][token % 4u], least_key);
 }
 
 // One for a seed and a place in the text.
@@ -619,73 +677,24 @@ fn random_word() -> u32 {
   return philox(sequence.n_tokens, vec2u(sequence.seed_low, sequence.seed_high));
 }
 
-// The first token at which the running sum of the surviving weights is over a random fraction of their total.
-fn drawn(thread: u32) -> u32 {
-  var least_key = 0u;
-  var weight_kept = candidates_main.all_weight;
-  if (candidates_main.top_k != 0u) {
-    least_key = threshold(thread, false, vec2u(candidates_main.top_k, 0u));
-    weight_kept = weight_down_to(thread, least_key);
-  }
-  if (candidates_main.top_p != 0u) {
-    let least = least_one(fraction_of(weight_kept, candidates_main.top_p));
-    least_key = threshold(thread, true, subtract_wide(least, candidates_main.weight_above));
-  }
-
-  // A thread per span of the vocabulary.
-  clear_bins(thread);
-  for (var i = thread; i < candidates_main.count; i += AT_ONCE) {
-    let these = four(i);
-    let those = four(i + AT_ONCE / 2u);
-    add_to_spans(these, least_key);
-    add_to_spans(those, least_key);
-  }
-  workgroupBarrier();
-  var value = bin_sum(thread);
-  if (thread < N_SPANS) {
-    value = add_wide(value, span_weights_main[thread]);
-  }
-  var upto = running_sum(thread, value);
-  // The first survivor where a draw is not wanted.
-  let random = select(0u, random_word(), sequence.sampling == SAMPLING_DRAW);
-  let target_sum = add_wide(fraction_of(total(), random), vec2u(1u, 0u));
-  let span = find_thread(thread, upto, value, target_sum);
-
-  // A thread per few tokens of that span.
-  let begin = span.x * SPAN + thread * TOKENS_PER_THREAD;
-  let end = min(begin + TOKENS_PER_THREAD, VOCAB_SIZE);
-  value = vec2u(0u, 0u);
-  for (var i = begin; i < end; i++) {
-    value = add_wide(value, vec2u(surviving_weight(keys_main[i], weights_main[i], least_key), 0u));
-  }
-  upto = running_sum(thread, value);
-  let place = find_thread(thread, upto, value, subtract_wide(target_sum, span.yz));
-
-  var missing = subtract_wide(subtract_wide(target_sum, span.yz), place.yz);
-  let first = span.x * SPAN + place.x * TOKENS_PER_THREAD;
-  for (var token = first; token < min(first + TOKENS_PER_THREAD, VOCAB_SIZE); token++) {
-    let weight = vec2u(surviving_weight(keys_main[token], weights_main[token], least_key), 0u);
-    if (!is_less(weight, missing)) {
-      return token;
-    }
-    missing = subtract_wide(missing, weight);
-  }
-  return first;  // no token can be drawn: all are -inf or NaN
-}
-
 @compute @workgroup_size(256, 1, 1)
 fn sample_main(@builtin(local_invocation_index) thread: u32) {
+  let at = place(thread);
   if (thread == 0u) {
-    draws = sampling_runs_main();
+    atomicStore(&stops, 0u);
+  }
+  let span_weight = span_weights_main[min(thread, N_SPANS - 1u)];
+  candidate = list_main[thread];
+  let is_listed = histogram_main[COUNT] != 0u;
+  if (thread == 0u) {
+    // As in the steps before.
+    draws = sequence.sampling != 0u && at.stop == 0u && at.past_length == at.n_tokens;
   }
   var token = 0u;
   if (workgroupUniformLoad(&draws)) {
-    token = drawn(thread);
+    token = drawn(thread, span_weight, is_listed);
   } else {
     token = most_likely(thread);
   }
-  if (thread == 0u) {
-    token = min(token, VOCAB_SIZE - 1u);  // all NaN: still a token
-    advance(token);
-  }
+  advance(thread, at, token);
 }
