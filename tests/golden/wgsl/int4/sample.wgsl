@@ -115,7 +115,6 @@ fn sample_greedy(@builtin(local_invocation_index) thread: u32) {
 // Sampling, step 1 of 4: logits, after the repetition penalty, as u32 keys in their order; 0 is never drawn.
 
 const SPAN = 1024u;  // tokens_keys per workgroup
-const FOURS = 1u;  // of tokens_keys, per thread
 
 @group(0) @binding(0) var<storage, read> sequence_keys: Sequence;
 @group(0) @binding(1) var<storage, read_write> histogram: array<atomic<u32>>;
@@ -163,7 +162,7 @@ fn logits_from(token: u32) -> vec4u {
 @compute @workgroup_size(256, 1, 1)
 fn sample_keys(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
   let begin = group.x * SPAN;
-  var bits = logits_from(begin + 4u * thread);  // before anything waits
+  var bits = logits_from(begin + 4u * thread);  // asked for before anything waits
   if (!sampling_runs()) {
     return;
   }
@@ -190,11 +189,7 @@ fn sample_keys(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_in
     }
   }
   workgroupBarrier();
-  for (var i = 0u; i < FOURS; i++) {
-    let place = 4u * (i * THREADS + thread);
-    if (i > 0u) {
-      bits = logits_from(begin + place);
-    }
+  for (var place = 4u * thread; place < SPAN; place += 4u * THREADS) {
     let marks = atomicLoad(&seen[place / 32u]) >> (place % 32u);
     var key: vec4u;
     for (var j = 0u; j < 4u; j++) {
@@ -248,7 +243,8 @@ fn multiply_high(a: u32, b: u32) -> u32 {
   return (a >> 16u) * (b >> 16u) + (middle >> 16u) + (other >> 16u);
 }
 
-const BINS = 1024u;  // each a low word, and in the other half a high one
+// The histogram: low words of bins, as many high words, and then what there is to know of the candidates:
+const BINS = 1024u;
 
 // 32 bins per power of two, the greatest weights first.
 fn bin_of(weight: u32) -> u32 {
@@ -298,8 +294,8 @@ fn count(weight: u32) {
 
 @compute @workgroup_size(256, 1, 1)
 fn sample_weights(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
-  let begin = group.x * (SPAN / 4u) + thread;
-  var key = scores[begin];  // before anything waits
+  let begin = group.x * (SPAN / 4u);
+  var key = scores[begin + thread];  // before anything waits
   let span_key = span_keys_weights[min(thread, N_SPANS - 1u)];
   if (!sampling_runs()) {
     return;
@@ -314,16 +310,13 @@ fn sample_weights(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation
   atomicMax(&greatest, span_key);
   workgroupBarrier();
   let logit = logit_of(atomicLoad(&greatest));
-  for (var i = 0u; i < FOURS; i++) {
-    if (i > 0u) {
-      key = scores[begin + i * THREADS];
-    }
+  for (var i = thread; i < SPAN / 4u; i += THREADS) {
     var weight: vec4u;
     for (var j = 0u; j < 4u; j++) {
       weight[j] = weight_of(key[j], logit);
       count(weight[j]);
     }
-    scores[ROOM + begin + i * THREADS] = weight;
+    scores[ROOM + begin + i] = weight;
   }
   workgroupBarrier();
   for (var bin = thread; bin < BINS && has_candidates(); bin += THREADS) {
@@ -404,19 +397,18 @@ fn find(thread: u32, what: u32, before: Wide, upto: Wide, least: Wide) -> vec3u 
   return workgroupUniformLoad(&found);
 }
 
-// Words behind them.
-const COUNT = 2048u;  // of the candidates
-const GREATEST = 2049u;  // of their keys
-const LEAST = 2050u;  // its complement
+const COUNT = 2048u;
+const GREATEST = 2049u;  // their greatest key
+const LEAST = 2050u;  // the complement of their least
 const BY_COUNT = 2051u;  // 1 where top-k is the first filter
-const TOP_P = 2052u;  // in 2^-32; 0: all
-const NEEDED = 2053u;  // what the first filter keeps of the candidates: tokens or weight, two words
+const TOP_P = 2052u;  // of the second one, in 2^-32; 0: there is none
+const NEEDED = 2053u;  // how many of them, or how much weight, the first one keeps: two words
 
 @compute @workgroup_size(256, 1, 1)
 fn sample_candidates(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
-  let begin = group.x * (SPAN / 4u) + thread;
-  var key = scores_candidates[begin];  // before anything waits
-  var weight = scores_candidates[ROOM + begin];
+  let begin = group.x * (SPAN / 4u);
+  var key = scores_candidates[begin + thread];  // before anything waits
+  var weight = scores_candidates[ROOM + begin + thread];
   var bins: array<Wide, BINS_PER_THREAD>;
   var sum = Wide();
   for (var i = 0u; i < BINS_PER_THREAD; i++) {
@@ -443,39 +435,39 @@ fn sample_candidates(@builtin(workgroup_id) group: vec3u, @builtin(local_invocat
       least = wide(min(sequence_keys.top_k, total().x));  // fewer may have a weight
     }
     var before = subtract_wide(upto, sum);
-    var bin = 0u;
-    while (bin + 1u < BINS_PER_THREAD && is_less(add_wide(before, bins[bin]), least)) {
-      before = add_wide(before, bins[bin]);
+    var bin = thread * BINS_PER_THREAD;
+    for (var i = 0u; i < BINS_PER_THREAD - 1u; i++) {
+      let upto_bin = add_wide(before, bins[i]);
+      if (!is_less(upto_bin, least)) {
+        break;
+      }
+      before = upto_bin;
       bin++;
     }
-    let end = find(thread, thread * BINS_PER_THREAD + bin, before, upto, least);
+    let end = find(thread, bin, before, upto, least);
     last = end.x;
     first = end.x;
-    if (has_top_k() && sequence_keys.top_p != 0u) {
+    let has_both = has_top_k() && sequence_keys.top_p != 0u;
+    if (has_both) {
       first = 0u;
     } else {
       least = subtract_wide(least, end.yz);
     }
     if (group.x == 0u && thread == 0u) {
       atomicStore(&histogram[BY_COUNT], select(0u, 1u, has_top_k()));
-      atomicStore(&histogram[TOP_P], sequence_keys.top_p);
+      atomicStore(&histogram[TOP_P], select(0u, sequence_keys.top_p, has_both));
       atomicStore(&histogram[NEEDED], least.x);
       atomicStore(&histogram[NEEDED + 1u], least.y);
     }
   }
 
   sum = Wide();
-  for (var i = 0u; i < FOURS; i++) {
-    let four = begin + i * THREADS;
-    if (i > 0u) {
-      key = scores_candidates[four];
-      weight = scores_candidates[ROOM + four];
-    }
+  for (var i = thread; i < SPAN / 4u; i += THREADS) {
     for (var j = 0u; j < 4u; j++) {
       let bin = bin_of(max(weight[j], 1u));
       if (weight[j] != 0u && bin >= first && bin <= last) {
         let at = atomicAdd(&histogram[COUNT], 1u);
-        list[at] = vec4u(key[j], weight[j], 4u * four + j, 0u);
+        list[at] = vec4u(key[j], weight[j], 4u * (begin + i) + j, 0u);
         atomicMax(&greatest, key[j]);
         atomicMax(&least_key, ~key[j]);
       } else if (weight[j] >= sequence_keys.min_p && bin < first) {
@@ -501,7 +493,7 @@ fn sample_candidates(@builtin(workgroup_id) group: vec3u, @builtin(local_invocat
 
 var<workgroup> draws: bool;
 
-// Philox-4x32-10 (Salmon et al., Parallel random numbers: as easy as 1, 2, 3, 2011): the first word.
+// The first word of Philox-4x32-10 (Salmon et al., Parallel random numbers: as easy as 1, 2, 3, 2011).
 fn philox(counter: u32, seed: vec2u) -> u32 {
   var state = vec4u(counter, 0u, 0u, 0u);
   var key = seed;
@@ -514,6 +506,7 @@ fn philox(counter: u32, seed: vec2u) -> u32 {
   return state.x;
 }
 
+const TOKENS_PER_THREAD = 4u;
 const SAMPLING_DRAW = 1u;
 const DIGIT_BITS = 8u;
 
@@ -542,10 +535,9 @@ fn bin_sum(bin: u32) -> Wide {
 }
 
 // The least key that a filter keeps: candidates down to it come to `least`, by number or by weight.
-fn threshold(thread: u32, by_count: bool, least: Wide) -> u32 {
-  let n = histogram_main[COUNT];
+fn threshold(thread: u32, n: u32, by_count: bool, least: Wide) -> u32 {
   if (n <= THREADS) {
-    return threshold_of_few(thread, by_count, least);
+    return threshold_of_few(thread, n, by_count, least);
   }
   // It is at most `range` below `high`. A digit at a time, the greatest keys in the first bin.
   var high = histogram_main[GREATEST];
@@ -577,12 +569,11 @@ fn threshold(thread: u32, by_count: bool, least: Wide) -> u32 {
 }
 
 // The same where a thread has a candidate at most: it is kept if those above it do not come to `least`.
-fn threshold_of_few(thread: u32, by_count: bool, least: Wide) -> u32 {
+fn threshold_of_few(thread: u32, n: u32, by_count: bool, least: Wide) -> u32 {
   if (thread == 0u) {
     atomicStore(&least_kept, ~0u);
   }
   workgroupBarrier();
-  let n = histogram_main[COUNT];
   if (thread < n) {
     var above = Wide();
     for (var i = 0u; i < n; i += 4u) {
@@ -600,23 +591,13 @@ fn threshold_of_few(thread: u32, by_count: bool, least: Wide) -> u32 {
 }
 
 // The weight of the candidates with `key` or a greater one.
-fn weight_down_to(thread: u32, key: u32) -> Wide {
+fn weight_down_to(thread: u32, n: u32, key: u32) -> Wide {
   var sum = Wide();
-  for (var i = thread; i < histogram_main[COUNT]; i += THREADS) {
+  for (var i = thread; i < n; i += THREADS) {
     sum = add_wide(sum, wide(select(0u, list_main[i].y, list_main[i].x >= key)));
   }
   running_sum(thread, sum);
   return total();
-}
-
-// The least key that no filter takes out.
-fn least_survivor(thread: u32) -> u32 {
-  let by_count = histogram_main[BY_COUNT] != 0u;
-  let key = threshold(thread, by_count, Wide(histogram_main[NEEDED], histogram_main[NEEDED + 1u]));
-  if (!by_count || histogram_main[TOP_P] == 0u) {
-    return key;
-  }
-  return threshold(thread, false, least_one(fraction_of(weight_down_to(thread, key), histogram_main[TOP_P])));
 }
 
 // The weight with which a token is drawn: 0 if a filter took it out.
@@ -625,20 +606,24 @@ fn drawn_weight(key: u32, weight: u32, least_key: u32) -> u32 {
 }
 
 // The first token at which the running sum of the surviving weights is over a random fraction of their total.
-fn drawn(thread: u32, span_weight: Wide, is_listed: bool) -> u32 {
-  var least_key = 0u;
-  if (is_listed) {
-    least_key = least_survivor(thread);
+fn drawn(thread: u32, n: u32, span_weight: Wide) -> u32 {
+  var least_key = 0u;  // that no filter takes out
+  if (n != 0u) {
+    least_key = threshold(thread, n, histogram_main[BY_COUNT] != 0u, Wide(histogram_main[NEEDED], histogram_main[NEEDED + 1u]));
+    if (histogram_main[TOP_P] != 0u) {
+      let kept = weight_down_to(thread, n, least_key);
+      least_key = threshold(thread, n, false, least_one(fraction_of(kept, histogram_main[TOP_P])));
+    }
   }
 
   // A thread per span of the vocabulary.
   clear_bins(thread);
-  for (var i = thread; i < histogram_main[COUNT]; i += THREADS) {
+  for (var i = thread; i < n; i += THREADS) {
     add_to_bin(list_main[i].z / SPAN, drawn_weight(list_main[i].x, list_main[i].y, least_key));
   }
   if (thread == 0u) {
-    // The first survivor where a draw is not wanted.
-    random = select(0u, random_word(), sequence.sampling == SAMPLING_DRAW);
+    random = philox(sequence.n_tokens, vec2u(sequence.seed_low, sequence.seed_high));
+    random = select(0u, random, sequence.sampling == SAMPLING_DRAW);  // 0: the first survivor
   }
   workgroupBarrier();
   var value = add_wide(bin_sum(thread), select(Wide(), span_weight, thread < N_SPANS));
@@ -648,15 +633,15 @@ fn drawn(thread: u32, span_weight: Wide, is_listed: bool) -> u32 {
   missing = subtract_wide(missing, span.yz);
 
   // A thread per few tokens of that span.
-  let first = span.x * SPAN + thread * 4u * FOURS;
+  let first = span.x * SPAN + thread * TOKENS_PER_THREAD;
   value = Wide();
-  for (var i = 0u; i < 4u * FOURS; i++) {
+  for (var i = 0u; i < TOKENS_PER_THREAD; i++) {
     value = add_wide(value, wide(weight_of_token(first + i, least_key)));
   }
   upto = running_sum(thread, value);
   var before = subtract_wide(upto, value);
   var token = first;
-  while (token + 1u < first + 4u * FOURS) {
+  while (token < first + TOKENS_PER_THREAD - 1u) {
     let sum = add_wide(before, wide(weight_of_token(token, least_key)));
     if (!is_less(sum, missing)) {
       break;
@@ -672,11 +657,6 @@ fn weight_of_token(token: u32, least_key: u32) -> u32 {
   return drawn_weight(scores_candidates[four][token % 4u], scores_candidates[ROOM + four][token % 4u], least_key);
 }
 
-// One for a seed and a place in the text.
-fn random_word() -> u32 {
-  return philox(sequence.n_tokens, vec2u(sequence.seed_low, sequence.seed_high));
-}
-
 @compute @workgroup_size(256, 1, 1)
 fn sample_main(@builtin(local_invocation_index) thread: u32) {
   let at = place(thread);
@@ -685,14 +665,14 @@ fn sample_main(@builtin(local_invocation_index) thread: u32) {
   }
   let span_weight = span_weights_main[min(thread, N_SPANS - 1u)];
   candidate = list_main[thread];
-  let is_listed = histogram_main[COUNT] != 0u;
+  let n_candidates = histogram_main[COUNT];
   if (thread == 0u) {
     // As in the steps before.
     draws = sequence.sampling != 0u && at.stop == 0u && at.past_length == at.n_tokens;
   }
   var token = 0u;
   if (workgroupUniformLoad(&draws)) {
-    token = drawn(thread, span_weight, is_listed);
+    token = drawn(thread, n_candidates, span_weight);
   } else {
     token = most_likely(thread);
   }
