@@ -55,7 +55,7 @@ BINS = 1024
 CPU_BINS = 256
 """The same where a CPU plays the GPU; it has them in storage only."""
 
-HISTOGRAM_WORDS = 7
+HISTOGRAM_WORDS = 5
 """Words of `sample/histogram` behind its bins (sample_histogram.wgsl.j2)."""
 
 assert CPU_SAMPLE_THREADS >= MAX_STOP_TOKENS, "a thread compares the token with one of them"
@@ -114,7 +114,7 @@ def sample(builder: Builder) -> list[Kernel]:
     return [
         kernel("keys", "histogram scores span_keys", "tokens logits", 4 + span // 8),
         kernel("weights", "histogram scores", "span_keys", 4 + bins_nbytes),
-        kernel("candidates", "histogram list span_weights", "scores", 8 + _scan_nbytes(threads)),
+        kernel("candidates", "histogram list span_weights", "scores", _scan_nbytes(threads)),
         _choose(builder, threads, shape, scratch),
     ]
 

@@ -166,7 +166,7 @@ fn sample_keys(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_in
   if (!sampling_runs()) {
     return;
   }
-  for (var i = thread; group.x == 0u && i < 2055u; i += THREADS) {
+  for (var i = thread; group.x == 0u && i < 2053u; i += THREADS) {
     atomicStore(&histogram[i], 0u);
   }
   for (var i = thread; i < SPAN / 32u; i += THREADS) {
@@ -339,8 +339,6 @@ const BINS_PER_THREAD = 4u;
 @group(0) @binding(3) var<storage, read_write> span_weights: array<vec2u>;  // of what survives and is not listed
 @group(0) @binding(4) var<storage, read> scores_candidates: array<vec4u>;
 
-var<workgroup> least_key: atomic<u32>;
-
 fn subtract_wide(a: Wide, b: Wide) -> Wide {
   return Wide(a.x - b.x, a.y - b.y - select(0u, 1u, a.x < b.x));
 }
@@ -398,11 +396,9 @@ fn find(thread: u32, what: u32, before: Wide, upto: Wide, least: Wide) -> vec3u 
 }
 
 const COUNT = 2048u;
-const GREATEST = 2049u;  // their greatest key
-const LEAST = 2050u;  // the complement of their least
-const BY_COUNT = 2051u;  // 1 where top-k is the first filter
-const TOP_P = 2052u;  // of the second one, in 2^-32; 0: there is none
-const NEEDED = 2053u;  // how many of them, or how much weight, the first one keeps: two words
+const BY_COUNT = 2049u;  // 1 where top-k is the first filter
+const TOP_P = 2050u;  // of the second one, in 2^-32; 0: there is none
+const NEEDED = 2051u;  // how many of them, or how much weight, the first one keeps: two words
 
 @compute @workgroup_size(256, 1, 1)
 fn sample_candidates(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
@@ -419,10 +415,6 @@ fn sample_candidates(@builtin(workgroup_id) group: vec3u, @builtin(local_invocat
   }
   if (!sampling_runs()) {
     return;
-  }
-  if (thread == 0u) {
-    atomicStore(&greatest, 0u);
-    atomicStore(&least_key, 0u);
   }
 
   // Bins below `first` survive, those behind `last` do not.
@@ -468,8 +460,6 @@ fn sample_candidates(@builtin(workgroup_id) group: vec3u, @builtin(local_invocat
       if (weight[j] != 0u && bin >= first && bin <= last) {
         let at = atomicAdd(&histogram[COUNT], 1u);
         list[at] = vec4u(key[j], weight[j], 4u * (begin + i) + j, 0u);
-        atomicMax(&greatest, key[j]);
-        atomicMax(&least_key, ~key[j]);
       } else if (weight[j] >= sequence_keys.min_p && bin < first) {
         sum = add_wide(sum, wide(weight[j]));
       }
@@ -478,10 +468,6 @@ fn sample_candidates(@builtin(workgroup_id) group: vec3u, @builtin(local_invocat
   running_sum(thread, sum);
   if (thread == 0u) {
     span_weights[group.x] = total();
-    if (atomicLoad(&greatest) != 0u) {
-      atomicMax(&histogram[GREATEST], atomicLoad(&greatest));
-      atomicMax(&histogram[LEAST], atomicLoad(&least_key));
-    }
   }
 }
 
@@ -540,11 +526,10 @@ fn threshold(thread: u32, n: u32, by_count: bool, least: Wide) -> u32 {
     return threshold_of_few(thread, n, by_count, least);
   }
   // It is at most `range` below `high`. A digit at a time, the greatest keys in the first bin.
-  var high = histogram_main[GREATEST];
-  var range = high - ~histogram_main[LEAST];
+  var high = ~0u;
+  var range = ~0u;
   var missing = least;
-  while (range != 0u) {
-    let shift = max(32u - countLeadingZeros(range), DIGIT_BITS) - DIGIT_BITS;
+  for (var shift = 32u - DIGIT_BITS; range != 0u; shift -= DIGIT_BITS) {
     clear_bins(thread);
     for (var i = thread; i < n; i += 4u * THREADS) {
       var four: array<vec4u, 4>;  // all before the first is looked at
@@ -563,7 +548,7 @@ fn threshold(thread: u32, n: u32, by_count: bool, least: Wide) -> u32 {
     let digit = find(thread, thread, subtract_wide(upto, bin_sum(thread)), upto, missing);
     missing = subtract_wide(missing, digit.yz);
     high -= digit.x << shift;
-    range = min(range - (digit.x << shift), (1u << shift) - 1u);
+    range = (1u << shift) - 1u;
   }
   return high;
 }
