@@ -251,7 +251,7 @@ def test_even_logits(vocab_size: int) -> None:
         for filters in LISTS.values():
             assert_exact(logits, Sampling(0.8, seed=3, **filters), 3)
         assert_exact(logits, Sampling(0.8, top_p=0.9, seed=3), 3)
-        assert sampler(vocab_size).n_candidates() > 200
+        assert 200 < sampler(vocab_size).n_candidates() < 2000
     assert_exact(logits, Sampling(0.8, seed=3), 3)
     assert sampler(vocab_size).n_candidates() == 0
 
