@@ -158,7 +158,8 @@ def _emit(
             for i, shard in enumerate(planned.shards)
         ]
         producer = f"webgpu-compile {__version__}"
-        copied = copy_model_files(device.folder, folder) | write_web_files(folder)
+        copied = copy_model_files(device.folder, folder)
+        copied |= write_web_files(folder, decoder=device.interface.is_decoder)
         copied |= write_report(folder, device, planned, shaders, options, producer)
         schedules = Schedules(planned, shaders, lambda program: ports_json(device, program))
         sequence = sequence_json(device, planned, options)

@@ -1,4 +1,5 @@
-"""The state of a decoder on the GPU: the 32-bit words of the `sequence` buffer, in order.
+"""The state of a decoder on the GPU: the 32-bit words of the `sequence` buffer, in order: a kernel
+declares them up to the last one that it needs, so those that most need come first.
 
 Between two steps of a generation the words say what the next step does; kernels read them, the host
 writes them once per call. `docs/architecture.md` tells the whole story.
@@ -18,11 +19,11 @@ ARGMAX_VALUES, ARGMAX_INDICES = "argmax/values", "argmax/indices"
 WORDS = (
     "past_length",  # positions in the KV cache before this step
     "length",  # rows of this step that hold tokens
+    "stop",  # one of the STOP_ values
     "total_length",  # past_length + length: positions valid once this step has appended
     "call_length",  # total length at the end of the whole call: what ONNX calls total_sequence_length
     "n_tokens",  # token ids known in `tokens`
     "limit",  # n_tokens at which generation ends
-    "stop",  # one of the STOP_ values
     "sampling",  # one of the SAMPLING_ values; the next eight are read unless it is SAMPLING_GREEDY
     "seed_low",  # the random numbers' key, 64 bits
     "seed_high",

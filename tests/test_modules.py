@@ -76,7 +76,8 @@ def test_functions_that_differ_have_names_of_their_own() -> None:
     assert [each.name for each in result.entries] == ["norm", "norm_cube"]
     text = commented(result.text, {"norm": "// first\n", "norm_cube": "// second\n"})
     assert "fn f(i: u32)" in text
-    assert "// What is done to a value.\nfn f_cube(i: u32)" in text
+    assert "\n\nfn f_cube(i: u32)" in text
+    assert text.count("// What is done to a value.") == 1
     assert "// second\n@compute @workgroup_size(64)\nfn norm_cube(" in text
     assert "y[i] = f_cube(i);" in text
     assert text.count("fn long_and_shared") == 1

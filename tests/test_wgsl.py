@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -26,7 +26,7 @@ from decoder_cases import FP16, GRAPH, SHAPES, long_rope, of, shape, spellings
 from gpu import device
 from webgpu_compile.compiler.emit.shaders import Shader, render_shaders
 from webgpu_compile.compiler.emit.trim import trimmed
-from webgpu_compile.compiler.emit.wgsl import folded
+from webgpu_compile.compiler.emit.wgsl import folded, shortened
 from webgpu_compile.compiler.options import CompileOptions
 from webgpu_compile.compiler.pipeline import Result, run_pipeline
 from webgpu_compile.compiler.progress import SilentObserver
@@ -209,6 +209,13 @@ def unfolded(comment: str) -> list[str]:
     return [f"{found[1]}{n}{found[3]}" for first, last in ends for n in range(first, last + 1)]
 
 
+def in_comment(line: str) -> Iterator[str]:
+    """layers.{0..1}: o_proj, down_proj  =>  layers.0/o_proj, layers.1/o_proj, layers.0/down_proj, ..."""
+    layer, _, names = line.rpartition("}: ")
+    for name in names.split(", "):
+        yield from unfolded(f"{layer}}}/{name}" if layer else name)
+
+
 def test_names_that_differ_in_a_number_are_one_comment() -> None:
     names = [
         "a.0/x4",
@@ -227,6 +234,16 @@ def test_names_that_differ_in_a_number_are_one_comment() -> None:
     assert lines == ["a.{0..2,5}/x4", "a.{0,5}/y", "b", "a.007/y", "c.3", "c.4/z{9..10}"]
     assert sorted(name for line in lines for name in unfolded(line)) == sorted(names)
     assert folded([]) == []
+
+
+def test_types_and_numbers_are_written_short() -> None:
+    code = """let a = vec4<u32>(4u) + x * 2u - (y << 3u) / array<vec2<f16>, 2>()[1u].x;
+if (4u * i >= n && 1u == 2u * (i % 8u)) { i += 1u; }
+let b = 1u << i | min(i, 3u) | 0x0fu; var c: mat2x4<f32>; const D = 5u;"""
+    want = """let a = vec4u(4) + x * 2 - (y << 3) / array<vec2h, 2>()[1].x;
+if (4 * i >= n && 1u == 2 * (i % 8)) { i += 1; }
+let b = 1u << i | min(i, 3u) | 0x0fu; var c: mat2x4f; const D = 5u;"""
+    assert shortened(code) == want
 
 
 def test_what_main_does_not_reach_is_left_out() -> None:
@@ -259,7 +276,7 @@ fn main() {
   y[0] = sequence.length + deep();  // A is not unused
 }
 """
-    words = "struct Sequence {\n  past_length: u32, length: u32,\n}\n"
+    words = "struct Sequence { past_length: u32, length: u32 }\n"
     kept = wgsl.replace("struct Sequence;\n", words)
     kept = kept.replace(wgsl[wgsl.index("struct Unused") : wgsl.index("// Two")], "")
     kept = kept.replace("const A = 1u;\n", "").replace("var<workgroup> gone: f32;\n\n", "")
@@ -279,8 +296,8 @@ def test_every_node_is_named_somewhere(artifacts: Artifacts, changes: dict[str, 
         if node.op_type not in ("Constant", "Reshape") and "attn_mask_subgraph" not in node.name
     }
     text = "".join(path.read_text("utf-8") for path in (out / "shaders").iterdir())
-    lines = (line[5:] for line in text.splitlines() if line.startswith("//   "))
-    comments = {name for line in lines for name in unfolded(line)}
+    lines = re.sub(r"\n//     ", " ", text).splitlines()
+    comments = {name for line in lines if line.startswith("//   ") for name in in_comment(line[5:])}
     assert names <= comments
     assert names <= nodes_of(out)
 

@@ -5,7 +5,7 @@ Kernels of one template differ in a few functions, a few numbers, or both. A mod
 * each declaration once, whichever of its kernels use it;
 * a constant whose number differs between kernels as an `override`, which a pipeline gives its value: for
   compilers of shaders that is a constant all the same;
-* of functions and bindings that differ, each form, under names of their own;
+* of functions and bindings that differ, each form, under names of their own; what is said of them once;
 * an entry point for each kernel that does something else than the others.
 """
 
@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .trim import Declaration, Paragraph, parameters, written
 
-MIN_SHARED = 0.05
+MIN_SHARED = 0.03
 """The part of a kernel's code that it must have in common with the others of a module to be in it."""
 
 ENTRY = "main"
@@ -115,7 +115,9 @@ def _module(units: Sequence[Unit]) -> Module:
             for each in paragraph:
                 if each.name and (each.name, version[each.name]) not in place:
                     place.add((each.name, version[each.name]))
-                    kept.append(_rewritten(each, renamed, overrides, defaults))
+                    said = replace(each, comment="") if each.comment in texts else each
+                    texts.add(each.comment)
+                    kept.append(_rewritten(said, renamed, overrides, defaults))
                 elif not each.name and each.comment + each.text not in texts:
                     texts.add(each.comment + each.text)
                     kept.append(each)
@@ -214,7 +216,7 @@ def _names(units: Sequence[Unit], versions: Sequence[Mapping[str, int]]) -> dict
     """What each form of a declaration is called: the first as in its template, others after their kernel."""
     taken = {word for unit in units for each in unit.declared.values() for word in each.words} - {ENTRY}
     n_entries = len({version[ENTRY] for version in versions})
-    common = set.intersection(*(set(unit.name.split("_")) for unit in units))
+    first: dict[str, set[str]] = {}  # words of the kernel with the first form
     names: dict[tuple[str, int], str] = {}
     entries: dict[int, str] = {}
     for unit, version in zip(units, versions, strict=True):
@@ -222,9 +224,11 @@ def _names(units: Sequence[Unit], versions: Sequence[Mapping[str, int]]) -> dict
             entries[version[ENTRY]] = _free(unit.name, taken) if n_entries > 1 else ENTRY
         entry = entries[version[ENTRY]]
         names[ENTRY, version[ENTRY]] = entry
-        suffix = "_".join(word for word in entry.split("_") if word not in common) or entry
+        words = entry.split("_")
         for name, n in version.items():
+            known = first.setdefault(name, set(words))
             if (name, n) not in names:
+                suffix = "_".join(word for word in words if word not in known) or words[0]
                 names[name, n] = _free(f"{name}_{suffix}", taken) if n else name
     return names
 
@@ -264,6 +268,7 @@ def _rewritten(
     if each.name == ENTRY:
         comment = f"@NODES {renamed.get(ENTRY, ENTRY)}@\n{comment}"
     if renamed := {name: new for name, new in renamed.items() if name not in parameters(each.code)}:
-        pattern = re.compile(rf"(?<![.\w])(?:{'|'.join(map(re.escape, renamed))})\b")
-        text = pattern.sub(lambda found: renamed[found[0]], text)
+        # Comments are matched first, and stay as they are.
+        pattern = re.compile(rf"//[^\n]*|(?<![.\w])(?:{'|'.join(map(re.escape, renamed))})\b")
+        text = pattern.sub(lambda found: renamed.get(found[0], found[0]), text)
     return Declaration(each.name, comment, text, each.words, each.bound)

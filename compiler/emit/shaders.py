@@ -27,11 +27,14 @@ FAMILIES = {
     "attention_reduce.wgsl.j2": "attention",
     "attention_prefill.wgsl.j2": "attention",
     "attention_merge.wgsl.j2": "attention",
+    "linear_gemm_int8.wgsl.j2": "gemm",
+    "linear_gemm_rows.wgsl.j2": "gemm",
+    "rms_norm.wgsl.j2": "int8",
+    "quantize.wgsl.j2": "int8",
+    "sequence_begin.wgsl.j2": "sequence",
+    "sequence_advance.wgsl.j2": "sequence",
 }
-"""Templates whose kernels may share a file; the others' kernels share with those of their own template.
-
-What is not always needed has a file of its own: a page fetches those of tiled GEMMs for longer prompts only.
-"""
+"""Templates whose kernels may share a file; the others' kernels share with those of their own template."""
 
 
 @dataclass(frozen=True, slots=True)

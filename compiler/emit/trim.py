@@ -126,11 +126,14 @@ def parameters(code: str) -> frozenset[str]:
 
 def _sequence_struct(body: str) -> str:
     """The struct of the words, up to the last one that `body` reads or writes."""
-    used = set(re.findall(r"\bsequence\.(\w+)", body))
+    used = set(re.findall(r"\b(?:sequence|now)\.(\w+)", body))
     last = max((i for i, word in enumerate(WORDS) if word in used), default=0)
     fields = [f"{word}: u32," for word in WORDS[: last + 1]]
     if last + 1 == len(WORDS):
         fields[-1] = f"{WORDS[-1]}: array<u32, {MAX_STOP_TOKENS}>,"
+    whole = f"struct Sequence {{ {' '.join(fields)[:-1]} }}"
+    if len(whole) <= WIDTH:
+        return whole
     lines = ["struct Sequence {"]
     line = " "
     for field in fields:

@@ -13,6 +13,8 @@ from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 
+import jinja2
+
 MODULES = (
     "errors",
     "sequence",
@@ -29,7 +31,8 @@ MODULES = (
     "progress",
     "runtime",
 )
-PAGE_FILES = ("index.html", "page.js", "text.js", "graph.js", "page.css")
+PAGE_FILES = ("index.html", "page.js", "text.js", "page.css")
+"""The page of a language model; that of a model without a sequence has `graph.js` besides."""
 VENDORED = ("tokenizers.js", "tokenizers.LICENSE.txt")
 """@huggingface/tokenizers, put beside the modules by `make web-deps`; the page says when it is missing."""
 CHAT = ("jinja.js", "jinja.LICENSE.txt")
@@ -41,10 +44,13 @@ _TYPE = re.compile(r"/\*\* @type \{.*?\} \*/ ?(?:\((\w+)\))?", re.DOTALL)
 _EXPORT = re.compile(r"^export (?=const|let|class|function|async)", re.MULTILINE)
 
 
-def web_files(*, chat: bool = False) -> dict[str, bytes]:
+def web_files(*, decoder: bool, chat: bool = False) -> dict[str, bytes]:
     """Every file of the page, by its name in the artifact; `chat` for a model with a chat template."""
     page = files(__package__.removesuffix("compiler.emit") + "templates") / "web"
-    texts = {name: (page / name).read_text(encoding="utf-8") for name in PAGE_FILES}
+    names = PAGE_FILES if decoder else (*PAGE_FILES, "graph.js")
+    texts = {name: (page / name).read_text(encoding="utf-8") for name in names}
+    index = jinja2.Template(texts["index.html"], trim_blocks=True, keep_trailing_newline=True)
+    texts["index.html"] = index.render(decoder=decoder)
     found = {name: (untyped(text) if name.endswith(".js") else text).encode() for name, text in texts.items()}
     found["runtime.js"] = joined_runtime().encode()
     for name in VENDORED + CHAT * chat:
@@ -54,10 +60,10 @@ def web_files(*, chat: bool = False) -> dict[str, bytes]:
     return found
 
 
-def write_web_files(folder: Path) -> dict[str, str]:
+def write_web_files(folder: Path, *, decoder: bool) -> dict[str, str]:
     """Write the page into an artifact that has the model's files; returns the SHA-256 of each by name."""
     hashes = {}
-    for name, data in web_files(chat=has_chat_template(folder)).items():
+    for name, data in web_files(decoder=decoder, chat=has_chat_template(folder)).items():
         (folder / name).write_bytes(data)
         hashes[name] = hashlib.sha256(data).hexdigest()
     return hashes

@@ -3,7 +3,7 @@
 A template sees the kernel's constants as names, the target's `f16` and `subgroups`, and
 
 * `buffer("x", "array<vec4<f32>>")` — declares the kernel's binding `x` (its index and access are known);
-* `workgroup_size` — the three numbers for `@workgroup_size(...)`;
+* `workgroup_size` — the numbers for `@workgroup_size(...)`;
 * `{% include "sequence.wgsl.j2" %}` and the macros beside it.
 
 `enable` directives are added for what the text uses. Undefined names are errors, and so is a binding
@@ -16,17 +16,31 @@ import re
 from collections.abc import Iterable
 from functools import cache
 from importlib.resources import files
+from textwrap import TextWrapper
 
 import jinja2
 
 from ..program import Kernel
 from ..target import Target
-from .trim import Paragraph, reached, written
+from .trim import WIDTH, Paragraph, reached, written
 
-_VECTOR = re.compile(r"\bvec([234])<(f32|u32|i32|f16)>")
+_VECTOR = re.compile(r"\b(vec[234]|mat[234]x[234])<(f32|u32|i32|f16)>")
 _SHORT = {"f32": "f", "u32": "u", "i32": "i", "f16": "h"}
-"""WGSL's own names of vectors: vec4f is vec4<f32>."""
+"""WGSL's own names of vectors and matrices: vec4f is vec4<f32>."""
+_UNSIGNED = re.compile(
+    r"(?:(?<=[\w)\]] [-+*/%&|^<>] )|(?<=[\w)\]] [-+*/%&|^<>=!]= )|(?<=[\w)\]] (?:<<|>>) )|(?<=\[))(\d+)u\b"
+    r"|(?<![\w.])(\d+)u(?= (?:[-+*/%&|^<>]|[<>=!]=) [A-Za-z(])"
+    r"|(?<=vec[234]u\()(\d+)u(?=\))"
+)
+"""Whole numbers that are u32 without saying so: beside what is one, and indices. Not in front of a shift."""
 _NUMBER = re.compile(r"[0-9]{1,6}(?![0-9])")
+_LINES = TextWrapper(
+    WIDTH,
+    initial_indent="//   ",
+    subsequent_indent="//     ",
+    break_long_words=False,
+    break_on_hyphens=False,
+)
 _LINE_BREAKS = re.compile(r"[\x00-\x1f\x7f\u0085\u2028\u2029]|\*/")
 
 
@@ -67,13 +81,19 @@ def declarations(kernel: Kernel, target: Target) -> list[Paragraph]:
             has=bindings.__contains__,
             f16=target.f16,
             subgroups=target.subgroups,
-            workgroup_size=", ".join(map(str, kernel.workgroup)),
+            workgroup_size=re.sub(r"(, 1)+$", "", ", ".join(map(str, kernel.workgroup))),
             n_threads=kernel.workgroup[0] * kernel.workgroup[1] * kernel.workgroup[2],
         )
     )
     if missing := set(bindings) - declared:
         raise ValueError(f"{kernel.template} does not declare {sorted(missing)} of kernel {kernel.name}")
-    return reached(_VECTOR.sub(lambda found: f"vec{found[1]}{_SHORT[found[2]]}", text))
+    return reached(shortened(text))
+
+
+def shortened(text: str) -> str:
+    """WGSL with its own short names of types, and without suffixes of numbers that need none."""
+    text = _VECTOR.sub(lambda found: found[1] + _SHORT[found[2]], text)
+    return _UNSIGNED.sub(lambda found: found[1] or found[2] or found[3], text)
 
 
 def finished(text: str) -> str:
@@ -90,9 +110,18 @@ def features_of(wgsl: str) -> tuple[str, ...]:
 
 
 def header(kernels: Iterable[Kernel], limit: int = 40) -> str:
-    """The comment above a shader: what it implements. Names come from the model and are made harmless."""
+    """The comment above a shader: what it implements. Names come from the model and are made harmless.
+
+    layers.{0..2}/attn/o_proj, layers.{0..2}/mlp/down_proj  =>  layers.{0..2}: attn/o_proj, mlp/down_proj
+    """
     nodes = folded(dict.fromkeys(node for kernel in kernels for node in kernel.nodes))
-    lines = [f"//   {comment(node)}" for node in nodes[:limit]]
+    layers: dict[str, list[str]] = {}
+    for node in map(comment, nodes[:limit]):
+        layer, _, name = node.rpartition("}/")
+        layers.setdefault(layer, []).append(name)
+    lines = []
+    for layer, names in layers.items():
+        lines += _LINES.wrap((f"{layer}}}: " if layer else "") + ", ".join(names))
     if len(nodes) > limit:
         lines.append(f"//   … and {len(nodes) - limit} more (webgpu-inspect lists them)")
     return "\n".join(["// ONNX nodes:", *lines]) + "\n" if lines else ""
@@ -138,5 +167,8 @@ def comment(text: str) -> str:
 
 def _uses(feature: str, body: str) -> bool:
     code = re.sub(r"//[^\n]*", "", body)
-    pattern = {"f16": r"\bf16\b|\bvec[234]h\b", "subgroups": r"\bsubgroup[A-Z_]\w*|\bsubgroup_\w+"}[feature]
+    pattern = {
+        "f16": r"\bf16\b|\b(?:vec|mat)[234](?:x[234])?h\b",
+        "subgroups": r"\bsubgroup[A-Z_]\w*|\bsubgroup_\w+",
+    }[feature]
     return re.search(pattern, code) is not None

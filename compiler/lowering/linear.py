@@ -182,7 +182,7 @@ def gemm(
     if isinstance(shape, RowsShape):
         if not int8 or rows > MOST_ROWS:
             raise ValueError(f"{shape} is for at most {MOST_ROWS} rows of int8")
-        kind, template, tile_n = "gemv_rows", "linear_gemv_rows.wgsl.j2", 4 * shape.quads
+        kind, template, tile_n = "gemm_rows", "linear_gemm_rows.wgsl.j2", 4 * shape.quads
         sums = shape.batch * (shape.threads + shape.quads)
         workgroup_nbytes = 16 * (sums + (MOST_ROWS * shape.quads if n_parts > shape.parts else 0))
         own = {

@@ -27,7 +27,7 @@ export function chooseVariant(variants, adapter, forced) {
   /** @type {string[]} */
   const refused = [];
   const later = (/** @type {Variant} */ { adapter: tuned, software = false }) => !tuned && software !== isFallbackAdapter;
-  const order = [...variants.filter((variant) => !later(variant)), ...variants.filter(later)];
+  const order = variants.toSorted((a, b) => Number(later(a)) - Number(later(b)));
   for (const variant of order.filter(({ name }) => name === (forced ?? name))) {
     const { features, adapter: tuned } = variant;
     const lacks = features.filter((feature) => !adapter.features.has(feature));

@@ -3,7 +3,6 @@ import { clearCache, load } from "./runtime.js";
 import { TextStream, loadText } from "./text.js";
 
 const $ = (/** @type {string} */ id) => /** @type {any} */ (document.getElementById(id));
-const SETTINGS = ["temperature", "topK", "topP", "minP", "repetitionPenalty", "seed"];
 const ANNOUNCE_MS = 2000;
 const mebibytes = (/** @type {number} */ n) => `${(n / 2 ** 20).toFixed(n < 2 ** 24 ? 1 : 0)} MiB`;
 const begun = performance.now();
@@ -54,8 +53,8 @@ async function main() {
 function showFacts(session) {
   const { shaders, sequence, producer, variants } = session.manifest;
   const { description, vendor, architecture } = session.adapterInfo;
-  const others = variants.filter(({ name }) => name !== session.variant);
-  const links = others.map(({ name }) => element("a", { href: `?variant=${encodeURIComponent(name)}`, textContent: name }));
+  const others = variants.map(({ name }) => name).filter((name) => name !== session.variant);
+  const links = others.map((name) => element("a", { href: `?variant=${encodeURIComponent(name)}`, textContent: name }));
   const facts = {
     Variant: [session.variantReason],
     ...(links.length ? { "Try another": links.flatMap((link, i) => (i ? [", ", link] : [link])) } : {}),
@@ -122,9 +121,9 @@ function textPage(session, { tokenizer, render, reason, defaults }) {
   const options = () => {
     /** @type {any} */
     const chosen = {};
-    for (const name of ["maxNewTokens", "tokensPerSubmit", ...SETTINGS]) {
-      if ($(name).value !== "") chosen[name] = Number($(name).value);
-    }
+    /** @type {NodeListOf<HTMLInputElement>} */
+    const fields = document.querySelectorAll(".settings input");
+    for (const { id, value } of fields) if (value !== "") chosen[id] = Number(value);
     if (chosen.temperature === 0) for (const name of ["topK", "topP", "minP"]) delete chosen[name];
     return chosen;
   };

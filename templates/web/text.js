@@ -50,13 +50,14 @@ function samplingDefaults(config) {
 /** Tokens in, text out as soon as it is certain: a token may be a part of a character, and its text may depend
  * on the one before it, so its text is the difference that it makes to the text of the last few. */
 export class TextStream {
+  /** @type {number[]} */
+  tokens = [];
+  start = 0;
+  given = 0;
+
   /** @param {any} tokenizer */
   constructor(tokenizer) {
     this.tokenizer = tokenizer;
-    /** @type {number[]} */
-    this.tokens = [];
-    this.start = 0;
-    this.given = 0;
   }
 
   /** The text that `token` completes. @param {number} token */
@@ -73,9 +74,8 @@ export class TextStream {
 
   /** @param {boolean} final */
   next(final) {
-    const decode = (/** @type {number[]} */ ids) => {
-      return ids.length ? this.tokenizer.decode(ids, { skip_special_tokens: true, clean_up_tokenization_spaces: false }) : "";
-    };
+    const options = { skip_special_tokens: true, clean_up_tokenization_spaces: false };
+    const decode = (/** @type {number[]} */ ids) => (ids.length ? this.tokenizer.decode(ids, options) : "");
     const before = decode(this.tokens.slice(this.start, this.given));
     const now = decode(this.tokens.slice(this.start));
     if (now.length <= before.length || (now.endsWith(REPLACEMENT) && !final)) return "";

@@ -1,7 +1,7 @@
 // Open the next chunk: up to ROWS of the known tokens that are not in the cache yet.
 
 struct Sequence {
-  past_length: u32, length: u32, total_length: u32, call_length: u32, n_tokens: u32,
+  past_length: u32, length: u32, stop: u32, total_length: u32, call_length: u32, n_tokens: u32,
 }
 
 const ROWS = 16u;

@@ -1,26 +1,24 @@
-struct Sequence {
-  past_length: u32, length: u32,
-}
+struct Sequence { past_length: u32, length: u32 }
 
 @group(0) @binding(0) var<storage, read> sequence: Sequence;
 @group(0) @binding(1) var<storage, read> x: array<vec4f>;
 
 // Four activations of a row, from 4 * quad on.
 fn activation(row: u32, quad: u32) -> vec4f {
-  return x[row * 16u + quad];
+  return x[row * 16 + quad];
 }
 
 @group(0) @binding(3) var<storage, read> params: array<u32>;
 
 fn bias(row: u32) -> f32 {
-  return unpack2x16float(params[0u + (row >> 1u)] >> (16u * (row & 1u))).x;
+  return unpack2x16float(params[0 + (row >> 1)] >> (16 * (row & 1))).x;
 }
 
 override N: u32 = 128u;  // outputs
 
 // The rows of W behind the `quad`-th four columns; the last ones repeat instead of running past the end.
 fn weight_rows(quad: u32) -> vec4u {
-  return min(4u * quad + vec4u(0u, 1u, 2u, 3u), vec4u(N - 1u));
+  return min(4 * quad + vec4u(0, 1, 2, 3), vec4u(N - 1));
 }
 
 // A workgroup computes 16 rows of y by 64 rows of W, a thread 4 by 4.
@@ -39,61 +37,63 @@ override ROW_QUADS: u32 = 16u;  // of four weights
 
 // Four weights of a row, k = 32 * step + 4 * part and on.
 fn weights_at(row: u32, step: u32, part: u32) -> vec4f {
-  let quad = min(8u * step + part, ROW_QUADS - 1u);  // behind the row x is 0
+  let quad = min(8 * step + part, ROW_QUADS - 1);  // behind the row x is 0
   let words = weights[row * ROW_QUADS + quad];
   return vec4f(unpack2x16float(words.x), unpack2x16float(words.y));
 }
 
 // Where in the tile weight i of `part` lies along K.
 fn weight_k(part: u32, i: u32) -> u32 {
-  return 4u * part + i;
+  return 4 * part + i;
 }
 
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;
 
 fn store(row: u32, column: u32, total: vec4f) {
-  let w_rows = weight_rows(column / 4u);
+  if (row >= sequence.length) {
+    return;
+  }
+  let w_rows = weight_rows(column / 4);
   let v = total + vec4f(bias(w_rows.x), bias(w_rows.y), bias(w_rows.z), bias(w_rows.w));
-  let at = row * 128u + column;
+  let at = row * 128 + column;
   y[at] = v.x;
-  y[at + 1u] = v.y;
-  y[at + 2u] = v.z;
-  y[at + 3u] = v.w;
+  y[at + 1] = v.y;
+  y[at + 2] = v.z;
+  y[at + 3] = v.w;
 }
 
 // ONNX nodes:
-//   /model/layers.0/attn/qkv_proj/MatMul
-//   /model/layers.0/attn/qkv_proj/Add
-@compute @workgroup_size(64, 1, 1)
+//   /model/layers.0/attn/qkv_proj/MatMul, /model/layers.0/attn/qkv_proj/Add
+@compute @workgroup_size(64)
 fn gemm_f16(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
-  let first_row = group.y * 16u;
+  let first_row = group.y * 16;
   if (first_row >= sequence.length) {
     return;  // no token in these rows
   }
   let w_quad = thread % W_QUADS;
-  let x_quad = thread / W_QUADS * 1u;
+  let x_quad = thread / W_QUADS * 1;
   var sum0 = vec4f();
   var sum1 = vec4f();
   var sum2 = vec4f();
   var sum3 = vec4f();
   for (var step = 0u; step < STEPS; step++) {
-    for (var item = thread; item < X_QUADS * 8u; item += THREADS) {
-      let quad = item / 8u;
-      let part = item % 8u;
-      let rows = min(first_row + 4u * quad + vec4u(0u, 1u, 2u, 3u), vec4u(sequence.length - 1u));
-      let a = activation(rows.x, 8u * step + part);
-      let b = activation(rows.y, 8u * step + part);
-      let c = activation(rows.z, 8u * step + part);
-      let d = activation(rows.w, 8u * step + part);
-      let to = 4u * part * X_QUADS + quad;
+    for (var item = thread; item < X_QUADS * 8; item += THREADS) {
+      let quad = item / 8;
+      let part = item % 8;
+      let rows = min(first_row + 4 * quad + vec4u(0, 1, 2, 3), vec4u(sequence.length - 1));
+      let a = activation(rows.x, 8 * step + part);
+      let b = activation(rows.y, 8 * step + part);
+      let c = activation(rows.z, 8 * step + part);
+      let d = activation(rows.w, 8 * step + part);
+      let to = 4 * part * X_QUADS + quad;
       x_tile[to] = vec4f(a.x, b.x, c.x, d.x);
       x_tile[to + X_QUADS] = vec4f(a.y, b.y, c.y, d.y);
-      x_tile[to + 2u * X_QUADS] = vec4f(a.z, b.z, c.z, d.z);
-      x_tile[to + 3u * X_QUADS] = vec4f(a.w, b.w, c.w, d.w);
+      x_tile[to + 2 * X_QUADS] = vec4f(a.z, b.z, c.z, d.z);
+      x_tile[to + 3 * X_QUADS] = vec4f(a.w, b.w, c.w, d.w);
     }
-    for (var item = thread; item < W_QUADS * 8u; item += THREADS) {
-      let quad = item / 8u;
-      let part = item % 8u;
+    for (var item = thread; item < W_QUADS * 8; item += THREADS) {
+      let quad = item / 8;
+      let part = item % 8;
       let rows = weight_rows(group.x * W_QUADS + quad);
       let a = weights_at(rows.x, step, part);
       let b = weights_at(rows.y, step, part);
@@ -105,7 +105,7 @@ fn gemm_f16(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index
       w_tile[weight_k(part, 3u) * W_QUADS + quad] = vec4f(a.w, b.w, c.w, d.w);
     }
     workgroupBarrier();
-    for (var k = 0u; k < 32u; k++) {
+    for (var k = 0u; k < 32; k++) {
       let w = w_tile[k * W_QUADS + w_quad];
       let x0 = x_tile[k * X_QUADS + x_quad];
       sum0 += x0.x * w;
@@ -115,64 +115,59 @@ fn gemm_f16(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index
     }
     workgroupBarrier();
   }
-  let row = first_row + 4u * x_quad;
-  let column = 4u * (group.x * W_QUADS + w_quad);
-  if (row + 0u < sequence.length) {
-    store(row + 0u, column, sum0);
-  }
-  if (row + 1u < sequence.length) {
-    store(row + 1u, column, sum1);
-  }
-  if (row + 2u < sequence.length) {
-    store(row + 2u, column, sum2);
-  }
-  if (row + 3u < sequence.length) {
-    store(row + 3u, column, sum3);
-  }
+  let row = first_row + 4 * x_quad;
+  let column = 4 * (group.x * W_QUADS + w_quad);
+  store(row, column, sum0);
+  store(row + 1, column, sum1);
+  store(row + 2, column, sum2);
+  store(row + 3, column, sum3);
 }
 
 @group(0) @binding(3) var<storage, read_write> y_2: array<f32>;
 
 fn store_2(row: u32, column: u32, total: vec4f) {
-  let at = row * 64u + column;
+  if (row >= sequence.length) {
+    return;
+  }
+  let at = row * 64 + column;
   y_2[at] = total.x;
-  y_2[at + 1u] = total.y;
-  y_2[at + 2u] = total.z;
-  y_2[at + 3u] = total.w;
+  y_2[at + 1] = total.y;
+  y_2[at + 2] = total.z;
+  y_2[at + 3] = total.w;
 }
 
 // ONNX nodes:
 //   /model/layers.0/attn/o_proj/MatMul
-@compute @workgroup_size(64, 1, 1)
+@compute @workgroup_size(64)
 fn gemm_f16_2(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
-  let first_row = group.y * 16u;
+  let first_row = group.y * 16;
   if (first_row >= sequence.length) {
     return;  // no token in these rows
   }
   let w_quad = thread % W_QUADS;
-  let x_quad = thread / W_QUADS * 1u;
+  let x_quad = thread / W_QUADS * 1;
   var sum0 = vec4f();
   var sum1 = vec4f();
   var sum2 = vec4f();
   var sum3 = vec4f();
   for (var step = 0u; step < STEPS; step++) {
-    for (var item = thread; item < X_QUADS * 8u; item += THREADS) {
-      let quad = item / 8u;
-      let part = item % 8u;
-      let rows = min(first_row + 4u * quad + vec4u(0u, 1u, 2u, 3u), vec4u(sequence.length - 1u));
-      let a = activation(rows.x, 8u * step + part);
-      let b = activation(rows.y, 8u * step + part);
-      let c = activation(rows.z, 8u * step + part);
-      let d = activation(rows.w, 8u * step + part);
-      let to = 4u * part * X_QUADS + quad;
+    for (var item = thread; item < X_QUADS * 8; item += THREADS) {
+      let quad = item / 8;
+      let part = item % 8;
+      let rows = min(first_row + 4 * quad + vec4u(0, 1, 2, 3), vec4u(sequence.length - 1));
+      let a = activation(rows.x, 8 * step + part);
+      let b = activation(rows.y, 8 * step + part);
+      let c = activation(rows.z, 8 * step + part);
+      let d = activation(rows.w, 8 * step + part);
+      let to = 4 * part * X_QUADS + quad;
       x_tile[to] = vec4f(a.x, b.x, c.x, d.x);
       x_tile[to + X_QUADS] = vec4f(a.y, b.y, c.y, d.y);
-      x_tile[to + 2u * X_QUADS] = vec4f(a.z, b.z, c.z, d.z);
-      x_tile[to + 3u * X_QUADS] = vec4f(a.w, b.w, c.w, d.w);
+      x_tile[to + 2 * X_QUADS] = vec4f(a.z, b.z, c.z, d.z);
+      x_tile[to + 3 * X_QUADS] = vec4f(a.w, b.w, c.w, d.w);
     }
-    for (var item = thread; item < W_QUADS * 8u; item += THREADS) {
-      let quad = item / 8u;
-      let part = item % 8u;
+    for (var item = thread; item < W_QUADS * 8; item += THREADS) {
+      let quad = item / 8;
+      let part = item % 8;
       let rows = weight_rows(group.x * W_QUADS + quad);
       let a = weights_at(rows.x, step, part);
       let b = weights_at(rows.y, step, part);
@@ -184,7 +179,7 @@ fn gemm_f16_2(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_ind
       w_tile[weight_k(part, 3u) * W_QUADS + quad] = vec4f(a.w, b.w, c.w, d.w);
     }
     workgroupBarrier();
-    for (var k = 0u; k < 32u; k++) {
+    for (var k = 0u; k < 32; k++) {
       let w = w_tile[k * W_QUADS + w_quad];
       let x0 = x_tile[k * X_QUADS + x_quad];
       sum0 += x0.x * w;
@@ -194,25 +189,16 @@ fn gemm_f16_2(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_ind
     }
     workgroupBarrier();
   }
-  let row = first_row + 4u * x_quad;
-  let column = 4u * (group.x * W_QUADS + w_quad);
-  if (row + 0u < sequence.length) {
-    store_2(row + 0u, column, sum0);
-  }
-  if (row + 1u < sequence.length) {
-    store_2(row + 1u, column, sum1);
-  }
-  if (row + 2u < sequence.length) {
-    store_2(row + 2u, column, sum2);
-  }
-  if (row + 3u < sequence.length) {
-    store_2(row + 3u, column, sum3);
-  }
+  let row = first_row + 4 * x_quad;
+  let column = 4 * (group.x * W_QUADS + w_quad);
+  store_2(row, column, sum0);
+  store_2(row + 1, column, sum1);
+  store_2(row + 2, column, sum2);
+  store_2(row + 3, column, sum3);
 }
 
-// The rows of W behind the `quad`-th four columns; the last ones repeat instead of running past the end.
 fn weight_rows_gated(quad: u32) -> vec4u {
-  let outputs = min(2u * quad + vec2u(0u, 1u), vec2u(N - 1u));
+  let outputs = min(2 * quad + vec2u(0, 1), vec2u(N - 1));
   return vec4u(outputs, outputs + vec2u(N));  // two of the gate, two of the up projection
 }
 
@@ -222,48 +208,48 @@ fn gate(v: f32) -> f32 {
 
 // Two gates, then the two of the up projection.
 fn store_gated(row: u32, column: u32, total: vec4f) {
-  let first = column / 2u;
-  let at = row * 96u + first;
+  if (row >= sequence.length) {
+    return;
+  }
+  let first = column / 2;
+  let at = row * 96 + first;
   y_2[at] = gate(total.x) * total.z;
-  y_2[at + 1u] = gate(total.y) * total.w;
+  y_2[at + 1] = gate(total.y) * total.w;
 }
 
 // ONNX nodes:
-//   /model/layers.0/mlp/gate_proj/MatMul
-//   /model/layers.0/mlp/up_proj/MatMul
-//   /model/layers.0/mlp/act_fn/Sigmoid
-//   /model/layers.0/mlp/act_fn/Mul
-//   /model/layers.0/mlp/Mul
-@compute @workgroup_size(64, 1, 1)
+//   /model/layers.0/mlp/gate_proj/MatMul, /model/layers.0/mlp/up_proj/MatMul,
+//     /model/layers.0/mlp/act_fn/Sigmoid, /model/layers.0/mlp/act_fn/Mul, /model/layers.0/mlp/Mul
+@compute @workgroup_size(64)
 fn gemm_f16_gated(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
-  let first_row = group.y * 16u;
+  let first_row = group.y * 16;
   if (first_row >= sequence.length) {
     return;  // no token in these rows
   }
   let w_quad = thread % W_QUADS;
-  let x_quad = thread / W_QUADS * 1u;
+  let x_quad = thread / W_QUADS * 1;
   var sum0 = vec4f();
   var sum1 = vec4f();
   var sum2 = vec4f();
   var sum3 = vec4f();
   for (var step = 0u; step < STEPS; step++) {
-    for (var item = thread; item < X_QUADS * 8u; item += THREADS) {
-      let quad = item / 8u;
-      let part = item % 8u;
-      let rows = min(first_row + 4u * quad + vec4u(0u, 1u, 2u, 3u), vec4u(sequence.length - 1u));
-      let a = activation(rows.x, 8u * step + part);
-      let b = activation(rows.y, 8u * step + part);
-      let c = activation(rows.z, 8u * step + part);
-      let d = activation(rows.w, 8u * step + part);
-      let to = 4u * part * X_QUADS + quad;
+    for (var item = thread; item < X_QUADS * 8; item += THREADS) {
+      let quad = item / 8;
+      let part = item % 8;
+      let rows = min(first_row + 4 * quad + vec4u(0, 1, 2, 3), vec4u(sequence.length - 1));
+      let a = activation(rows.x, 8 * step + part);
+      let b = activation(rows.y, 8 * step + part);
+      let c = activation(rows.z, 8 * step + part);
+      let d = activation(rows.w, 8 * step + part);
+      let to = 4 * part * X_QUADS + quad;
       x_tile[to] = vec4f(a.x, b.x, c.x, d.x);
       x_tile[to + X_QUADS] = vec4f(a.y, b.y, c.y, d.y);
-      x_tile[to + 2u * X_QUADS] = vec4f(a.z, b.z, c.z, d.z);
-      x_tile[to + 3u * X_QUADS] = vec4f(a.w, b.w, c.w, d.w);
+      x_tile[to + 2 * X_QUADS] = vec4f(a.z, b.z, c.z, d.z);
+      x_tile[to + 3 * X_QUADS] = vec4f(a.w, b.w, c.w, d.w);
     }
-    for (var item = thread; item < W_QUADS * 8u; item += THREADS) {
-      let quad = item / 8u;
-      let part = item % 8u;
+    for (var item = thread; item < W_QUADS * 8; item += THREADS) {
+      let quad = item / 8;
+      let part = item % 8;
       let rows = weight_rows_gated(group.x * W_QUADS + quad);
       let a = weights_at(rows.x, step, part);
       let b = weights_at(rows.y, step, part);
@@ -275,7 +261,7 @@ fn gemm_f16_gated(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation
       w_tile[weight_k(part, 3u) * W_QUADS + quad] = vec4f(a.w, b.w, c.w, d.w);
     }
     workgroupBarrier();
-    for (var k = 0u; k < 32u; k++) {
+    for (var k = 0u; k < 32; k++) {
       let w = w_tile[k * W_QUADS + w_quad];
       let x0 = x_tile[k * X_QUADS + x_quad];
       sum0 += x0.x * w;
@@ -285,59 +271,50 @@ fn gemm_f16_gated(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation
     }
     workgroupBarrier();
   }
-  let row = first_row + 4u * x_quad;
-  let column = 4u * (group.x * W_QUADS + w_quad);
-  if (row + 0u < sequence.length) {
-    store_gated(row + 0u, column, sum0);
-  }
-  if (row + 1u < sequence.length) {
-    store_gated(row + 1u, column, sum1);
-  }
-  if (row + 2u < sequence.length) {
-    store_gated(row + 2u, column, sum2);
-  }
-  if (row + 3u < sequence.length) {
-    store_gated(row + 3u, column, sum3);
-  }
+  let row = first_row + 4 * x_quad;
+  let column = 4 * (group.x * W_QUADS + w_quad);
+  store_gated(row, column, sum0);
+  store_gated(row + 1, column, sum1);
+  store_gated(row + 2, column, sum2);
+  store_gated(row + 3, column, sum3);
 }
 
-// Four activations of a row, from 4 * quad on.
 fn activation_3(row: u32, quad: u32) -> vec4f {
-  return x[row * 24u + quad];
+  return x[row * 24 + quad];
 }
 
 // ONNX nodes:
 //   /model/layers.0/mlp/down_proj/MatMul
-@compute @workgroup_size(64, 1, 1)
+@compute @workgroup_size(64)
 fn gemm_f16_3(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
-  let first_row = group.y * 16u;
+  let first_row = group.y * 16;
   if (first_row >= sequence.length) {
     return;  // no token in these rows
   }
   let w_quad = thread % W_QUADS;
-  let x_quad = thread / W_QUADS * 1u;
+  let x_quad = thread / W_QUADS * 1;
   var sum0 = vec4f();
   var sum1 = vec4f();
   var sum2 = vec4f();
   var sum3 = vec4f();
   for (var step = 0u; step < STEPS; step++) {
-    for (var item = thread; item < X_QUADS * 8u; item += THREADS) {
-      let quad = item / 8u;
-      let part = item % 8u;
-      let rows = min(first_row + 4u * quad + vec4u(0u, 1u, 2u, 3u), vec4u(sequence.length - 1u));
-      let a = activation_3(rows.x, 8u * step + part);
-      let b = activation_3(rows.y, 8u * step + part);
-      let c = activation_3(rows.z, 8u * step + part);
-      let d = activation_3(rows.w, 8u * step + part);
-      let to = 4u * part * X_QUADS + quad;
+    for (var item = thread; item < X_QUADS * 8; item += THREADS) {
+      let quad = item / 8;
+      let part = item % 8;
+      let rows = min(first_row + 4 * quad + vec4u(0, 1, 2, 3), vec4u(sequence.length - 1));
+      let a = activation_3(rows.x, 8 * step + part);
+      let b = activation_3(rows.y, 8 * step + part);
+      let c = activation_3(rows.z, 8 * step + part);
+      let d = activation_3(rows.w, 8 * step + part);
+      let to = 4 * part * X_QUADS + quad;
       x_tile[to] = vec4f(a.x, b.x, c.x, d.x);
       x_tile[to + X_QUADS] = vec4f(a.y, b.y, c.y, d.y);
-      x_tile[to + 2u * X_QUADS] = vec4f(a.z, b.z, c.z, d.z);
-      x_tile[to + 3u * X_QUADS] = vec4f(a.w, b.w, c.w, d.w);
+      x_tile[to + 2 * X_QUADS] = vec4f(a.z, b.z, c.z, d.z);
+      x_tile[to + 3 * X_QUADS] = vec4f(a.w, b.w, c.w, d.w);
     }
-    for (var item = thread; item < W_QUADS * 8u; item += THREADS) {
-      let quad = item / 8u;
-      let part = item % 8u;
+    for (var item = thread; item < W_QUADS * 8; item += THREADS) {
+      let quad = item / 8;
+      let part = item % 8;
       let rows = weight_rows(group.x * W_QUADS + quad);
       let a = weights_at(rows.x, step, part);
       let b = weights_at(rows.y, step, part);
@@ -349,7 +326,7 @@ fn gemm_f16_3(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_ind
       w_tile[weight_k(part, 3u) * W_QUADS + quad] = vec4f(a.w, b.w, c.w, d.w);
     }
     workgroupBarrier();
-    for (var k = 0u; k < 32u; k++) {
+    for (var k = 0u; k < 32; k++) {
       let w = w_tile[k * W_QUADS + w_quad];
       let x0 = x_tile[k * X_QUADS + x_quad];
       sum0 += x0.x * w;
@@ -359,18 +336,10 @@ fn gemm_f16_3(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_ind
     }
     workgroupBarrier();
   }
-  let row = first_row + 4u * x_quad;
-  let column = 4u * (group.x * W_QUADS + w_quad);
-  if (row + 0u < sequence.length) {
-    store_2(row + 0u, column, sum0);
-  }
-  if (row + 1u < sequence.length) {
-    store_2(row + 1u, column, sum1);
-  }
-  if (row + 2u < sequence.length) {
-    store_2(row + 2u, column, sum2);
-  }
-  if (row + 3u < sequence.length) {
-    store_2(row + 3u, column, sum3);
-  }
+  let row = first_row + 4 * x_quad;
+  let column = 4 * (group.x * W_QUADS + w_quad);
+  store_2(row, column, sum0);
+  store_2(row + 1, column, sum1);
+  store_2(row + 2, column, sum2);
+  store_2(row + 3, column, sum3);
 }

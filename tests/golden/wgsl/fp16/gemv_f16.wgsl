@@ -1,25 +1,21 @@
-struct Sequence {
-  past_length: u32, length: u32, total_length: u32, call_length: u32, n_tokens: u32, limit: u32, stop: u32,
-}
+struct Sequence { past_length: u32, length: u32, stop: u32 }
 
 @group(0) @binding(0) var<storage, read> sequence: Sequence;
 @group(0) @binding(1) var<storage, read> x: array<vec4f>;
 
 // Four activations of a row, from 4 * quad on.
 fn activation(row: u32, quad: u32) -> vec4f {
-  return x[row * 16u + quad];
+  return x[row * 16 + quad];
 }
 
 @group(0) @binding(3) var<storage, read> params: array<u32>;
 
 fn bias(row: u32) -> f32 {
-  return unpack2x16float(params[0u + (row >> 1u)] >> (16u * (row & 1u))).x;
+  return unpack2x16float(params[0 + (row >> 1)] >> (16 * (row & 1))).x;
 }
 
 // LANES threads walk together along K of four rows of W.
 override LANES: u32 = 32u;
-override PARTS: u32 = 8u;  // threads that add up a row's sums
-override QUADS: u32 = 2u;  // vectors of what those have
 override PART_SUMS: u32 = 32u;
 override TILE_ROWS: u32 = 16u;
 override LANE_SUMS: u32 = 512u;
@@ -37,7 +33,7 @@ struct Chunk {
 }
 
 fn load_chunk(chunk: u32) -> Chunk {
-  return Chunk(activation(0u, 2u * chunk), activation(0u, 2u * chunk + 1u));
+  return Chunk(activation(0u, 2 * chunk), activation(0u, 2 * chunk + 1));
 }
 
 fn load_weights(row: u32, chunk: u32) -> Weights {
@@ -49,8 +45,23 @@ fn weights_dot(w: Weights, x: Chunk) -> f32 {
        + dot(vec4f(unpack2x16float(w.z), unpack2x16float(w.w)), x.x1);
 }
 
-fn row_dot(row: u32, chunk: u32, x: Chunk) -> f32 {
-  return weights_dot(load_weights(row, chunk), x);
+// A chunk of each of four rows.
+struct Four {
+  x: Weights,
+  y: Weights,
+  z: Weights,
+  w: Weights,
+}
+
+fn load_four(rows: vec4u, chunk: u32) -> Four {
+  return Four(
+    load_weights(rows.x, chunk), load_weights(rows.y, chunk),
+    load_weights(rows.z, chunk), load_weights(rows.w, chunk));
+}
+
+fn four_dots(four: Four, chunk: u32) -> vec4f {
+  let x = load_chunk(chunk);
+  return vec4f(weights_dot(four.x, x), weights_dot(four.y, x), weights_dot(four.z, x), weights_dot(four.w, x));
 }
 
 // A thread's part of the dot products of x with four rows.
@@ -58,32 +69,16 @@ fn products(rows: vec4u, lane: u32) -> vec4f {
   var sums = vec4f();
   if (CHUNKS <= LANES) {
     if (lane < CHUNKS) {
-      let x_chunk = load_chunk(lane);
-      sums = vec4f(
-        row_dot(rows.x, lane, x_chunk), row_dot(rows.y, lane, x_chunk),
-        row_dot(rows.z, lane, x_chunk), row_dot(rows.w, lane, x_chunk));
+      sums = four_dots(load_four(rows, lane), lane);
     }
     return sums;
   }
   // The next weights come while these are multiplied.
-  var next0 = load_weights(rows.x, lane);
-  var next1 = load_weights(rows.y, lane);
-  var next2 = load_weights(rows.z, lane);
-  var next3 = load_weights(rows.w, lane);
+  var next = load_four(rows, lane);
   for (var chunk = lane; chunk < CHUNKS; chunk += LANES) {
-    let weights0 = next0;
-    let weights1 = next1;
-    let weights2 = next2;
-    let weights3 = next3;
-    let next_chunk = min(chunk + LANES, CHUNKS - 1u);
-    next0 = load_weights(rows.x, next_chunk);
-    next1 = load_weights(rows.y, next_chunk);
-    next2 = load_weights(rows.z, next_chunk);
-    next3 = load_weights(rows.w, next_chunk);
-    let x_chunk = load_chunk(chunk);
-    sums += vec4f(
-      weights_dot(weights0, x_chunk), weights_dot(weights1, x_chunk),
-      weights_dot(weights2, x_chunk), weights_dot(weights3, x_chunk));
+    let four = next;
+    next = load_four(rows, min(chunk + LANES, CHUNKS - 1));
+    sums += four_dots(four, chunk);
   }
   return sums;
 }
@@ -91,25 +86,39 @@ fn products(rows: vec4u, lane: u32) -> vec4f {
 var<workgroup> lane_sums: array<f32, LANE_SUMS>;  // [row][lane]
 var<workgroup> part_sums: array<vec4f, PART_SUMS>;  // [row][part]
 
-// Adds up what the threads have of four rows from `first` on, for `row_total`.
-fn add_up(first: u32, lane: u32, thread: u32, sums: vec4f) {
-  let to = first * LANES + lane;
+// A row of the tile: the first of a thread's four.
+fn first_row(thread: u32) -> u32 {
+  return thread / LANES * 4;
+}
+
+// Multiplies x with four rows of W from each thread, and adds up for `row_total`.
+fn multiply(rows: vec4u, thread: u32) {
+  let lane = thread % LANES;
+  let sums = products(rows, lane);
+  let to = first_row(thread) * LANES + lane;
   lane_sums[to] = sums.x;
   lane_sums[to + LANES] = sums.y;
-  lane_sums[to + 2u * LANES] = sums.z;
-  lane_sums[to + 3u * LANES] = sums.w;
+  lane_sums[to + 2 * LANES] = sums.z;
+  lane_sums[to + 3 * LANES] = sums.w;
   workgroupBarrier();
-  let from_lane = thread / PARTS * LANES + thread % PARTS;
-  part_sums[thread / 4u][thread % 4u] = lane_sums[from_lane] + lane_sums[from_lane + PARTS]
-    + lane_sums[from_lane + 2u * PARTS] + lane_sums[from_lane + 3u * PARTS];
+  let parts = LANES / 4;  // of a row, in a thread each
+  let from_lane = thread / parts * LANES + thread % parts;
+  part_sums[thread / 4][thread % 4] = lane_sums[from_lane] + lane_sums[from_lane + parts]
+    + lane_sums[from_lane + 2 * parts] + lane_sums[from_lane + 3 * parts];
   workgroupBarrier();
 }
 
 // The dot product of x with a row of the tile.
 fn row_total(row: u32) -> f32 {
-  let at = row * QUADS;
-  let sum = dot(part_sums[at] + part_sums[at + 1u], vec4f(1.0));
-  return sum;
+  let at = row * (LANES / 16);
+  var sum = part_sums[at];
+  if (LANES > 16) {
+    sum += part_sums[at + 1];
+  }
+  if (LANES > 32) {
+    sum = sum + part_sums[at + 2] + part_sums[at + 3];
+  }
+  return dot(sum, vec4f(1.0));
 }
 
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;  // q
@@ -119,6 +128,7 @@ fn row_total(row: u32) -> f32 {
 const HEADS = 2u;
 const KV_HEADS = 1u;
 const HEAD_SIZE = 32u;
+const HEAD_QUADS = 8u;  // fours of outputs
 const CAPACITY = 48u;
 @group(0) @binding(7) var<storage, read> rope: array<u32>;
 
@@ -127,54 +137,55 @@ const ROPE_WIDTH = 16u;
 
 fn rope_value(row: u32, i: u32) -> f32 {
   let at = row * ROPE_WIDTH + i;
-  return unpack2x16float(rope[at >> 1u] >> (16u * (at & 1u))).x;
+  return unpack2x16float(rope[at >> 1] >> (16 * (at & 1))).x;
 }
 
 fn rope_angle(position: u32, i: u32) -> vec2f {
-  let row = min(position, ROPE_ROWS - 1u);
+  let row = min(position, ROPE_ROWS - 1);
   return vec2f(rope_value(row, i), rope_value(ROPE_ROWS + row, i));
 }
 
 // Whether four outputs are rotated: not those of v, nor behind rotary_dim.
-fn rotates(head: u32, quarter: u32) -> bool {
-  return head < HEADS + KV_HEADS && quarter < 8u;
+fn rotates(quad: u32) -> bool {
+  return quad / HEAD_QUADS < HEADS + KV_HEADS;
 }
 
 // Four rows of W that end in one thread: two pairs of neighbours in a head, rotated with each other.
-fn qkv_rows(tile: u32) -> vec4u {
-  let head = tile / 8u;
-  let quarter = tile % 8u;
-  if (rotates(head, quarter)) {
-    let i = head * HEAD_SIZE + 2u * quarter;
-    return vec4u(i, i + 1u, i + ROPE_WIDTH, i + ROPE_WIDTH + 1u);
+fn qkv_rows(quad: u32) -> vec4u {
+  if (rotates(quad)) {
+    let i = quad / HEAD_QUADS * HEAD_SIZE + 2 * (quad % HEAD_QUADS);
+    return vec4u(i, i + 1, i + ROPE_WIDTH, i + ROPE_WIDTH + 1);
   }
-  return vec4u(4u * tile) + vec4u(0u, 1u, 2u, 3u);
+  return 4 * quad + vec4u(0, 1, 2, 3);
 }
 
-var<private> angles: array<vec2f, 2>;  // of the thread's two pairs
+var<private> angles: vec4f;  // cosine and sine of the thread's two pairs
 
-// Loads what the end needs.
+// Loads what `finish` needs.
 fn prepare(tile: u32, thread: u32) {
-  let quad = tile * (TILE_ROWS / 4u) + thread;
-  if (thread < TILE_ROWS / 4u && rotates(4u * quad / HEAD_SIZE, quad % 8u)) {
-    let pair = 2u * (quad % 8u);
-    angles[0] = rope_angle(sequence.past_length, pair);
-    angles[1] = rope_angle(sequence.past_length, pair + 1u);
+  let quad = tile * (TILE_ROWS / 4) + thread;
+  if (thread < TILE_ROWS / 4 && rotates(quad)) {
+    let pair = 2 * (quad % HEAD_QUADS);
+    angles = vec4f(rope_angle(sequence.past_length, pair), rope_angle(sequence.past_length, pair + 1));
   }
 }
 
-fn append(rows: vec4u, value: vec4f) {
-  let head = rows.x / HEAD_SIZE;
-  let i = rows.x % HEAD_SIZE;  // within the head
-  let position = sequence.past_length;
-  var v = value;
-  if (rows.z == rows.x + ROPE_WIDTH && rotates(head, i / 2u)) {
-    let a = angles[0];
-    let b = angles[1];
-    v = vec4f(
-      value.x * a.x - value.z * a.y, value.y * b.x - value.w * b.y,
-      value.z * a.x + value.x * a.y, value.w * b.x + value.y * b.y);
+fn finish(tile: u32, thread: u32) {
+  let quad = tile * (TILE_ROWS / 4) + thread;
+  if (thread >= TILE_ROWS / 4 || quad >= N / 4) {
+    return;
   }
+  let rows = qkv_rows(quad);
+  let i = 4 * thread;
+  var v = vec4f(row_total(i), row_total(i + 1), row_total(i + 2), row_total(i + 3))
+    + vec4f(bias(rows.x), bias(rows.y), bias(rows.z), bias(rows.w));
+  if (rotates(quad)) {
+    let a = angles;
+    v = vec4f(
+      v.x * a.x - v.z * a.y, v.y * a.z - v.w * a.w,
+      v.z * a.x + v.x * a.y, v.w * a.z + v.y * a.w);
+  }
+  let head = quad / HEAD_QUADS;
   if (head < HEADS) {
     y[rows.x] = v.x;
     y[rows.y] = v.y;
@@ -182,179 +193,149 @@ fn append(rows: vec4u, value: vec4f) {
     y[rows.w] = v.w;
     return;
   }
+  let position = sequence.past_length;
   if (position >= CAPACITY) {
     return;  // the cache is full
   }
   let kv_head = (head - HEADS) % KV_HEADS;
-  let to = (kv_head * CAPACITY + position) * HEAD_SIZE + i;
+  let to = (kv_head * CAPACITY + position) * HEAD_SIZE + rows.x % HEAD_SIZE;
   let gap = rows.z - rows.x;
   let low = pack2x16float(v.xy);
   let high = pack2x16float(v.zw);
   if (head < HEADS + KV_HEADS) {
-    k_cache[to / 2u] = low;
-    k_cache[(to + gap) / 2u] = high;
+    k_cache[to / 2] = low;
+    k_cache[(to + gap) / 2] = high;
   } else {
-    v_cache[to / 2u] = low;
-    v_cache[(to + gap) / 2u] = high;
-  }
-}
-
-fn finish(tile: u32, thread: u32) {
-  let quad = tile * (TILE_ROWS / 4u) + thread;
-  if (thread < TILE_ROWS / 4u && quad < N / 4u) {
-    let rows = qkv_rows(quad);
-    let i = 4u * thread;
-    let total = vec4f(row_total(i), row_total(i + 1u), row_total(i + 2u), row_total(i + 3u));
-    append(rows, total + vec4f(bias(rows.x), bias(rows.y), bias(rows.z), bias(rows.w)));
+    v_cache[to / 2] = low;
+    v_cache[(to + gap) / 2] = high;
   }
 }
 
 // ONNX nodes:
-//   /model/layers.0/attn/qkv_proj/MatMul
-//   /model/layers.0/attn/qkv_proj/Add
-//   /model/layers.0/attn/GroupQueryAttention
-@compute @workgroup_size(128, 1, 1)
+//   /model/layers.0/attn/qkv_proj/MatMul, /model/layers.0/attn/qkv_proj/Add,
+//     /model/layers.0/attn/GroupQueryAttention
+@compute @workgroup_size(128)
 fn gemv_f16_rope_append(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
-  if (sequence.stop != 0u) {
+  if (sequence.stop != 0) {
     return;  // generation has ended
   }
   let tile = group.x;
-  let lane = thread % LANES;
-  let first = thread / LANES * 4u;  // of the tile
   prepare(tile, thread);
-  let rows = qkv_rows(min((tile * TILE_ROWS + first) / 4u, N / 4u - 1u));
-  add_up(first, lane, thread, products(rows, lane));
+  multiply(qkv_rows(min((tile * TILE_ROWS + first_row(thread)) / 4, N / 4 - 1)), thread);
   finish(tile, thread);
 }
 
-@group(0) @binding(3) var<storage, read_write> y_gemv_f16: array<f32>;
+@group(0) @binding(3) var<storage, read_write> y_gemv: array<f32>;
 
-fn finish_gemv_f16(tile: u32, thread: u32) {
+fn finish_gemv(tile: u32, thread: u32) {
   let row = tile * TILE_ROWS + thread;
   if (thread < TILE_ROWS && row < N) {
-    y_gemv_f16[row] = row_total(thread);
+    y_gemv[row] = row_total(thread);
   }
 }
 
 // ONNX nodes:
 //   /model/layers.0/attn/o_proj/MatMul
-@compute @workgroup_size(128, 1, 1)
+@compute @workgroup_size(128)
 fn gemv_f16(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
-  if (sequence.stop != 0u) {
+  if (sequence.stop != 0) {
     return;  // generation has ended
   }
   let tile = group.x;
-  let lane = thread % LANES;
-  let first = thread / LANES * 4u;  // of the tile
-  let rows = vec4u(tile * TILE_ROWS + first) + vec4u(0u, 1u, 2u, 3u);
-  add_up(first, lane, thread, products(rows, lane));
-  finish_gemv_f16(tile, thread);
+  multiply(tile * TILE_ROWS + first_row(thread) + vec4u(0, 1, 2, 3), thread);
+  finish_gemv(tile, thread);
 }
 
 const TILE_OUTPUTS = 16u;
-
-// The dot product of x with a row of the tile.
-fn row_total_gated(row: u32) -> f32 {
-  let at = row * QUADS;
-  let sum = dot(part_sums[at], vec4f(1.0));
-  return sum;
-}
 
 fn gate(v: f32) -> f32 {
   return v / (1.0 + exp(min(-v, 80.0)));  // exp must not reach infinity
 }
 
-// A thread's rows are two of the gate, then the same ones of the up projection.
+// A thread's rows of W are two of the gate, then the same ones of the up projection.
 fn output(tile: u32, i: u32) -> f32 {
-  let row = i / 2u * 4u + i % 2u;
-  return gate(row_total_gated(row)) * row_total_gated(row + 2u);
+  let row = i / 2 * 4 + i % 2;
+  return gate(row_total(row)) * row_total(row + 2);
 }
 
 fn finish_gated(tile: u32, thread: u32) {
   let i = tile * TILE_OUTPUTS + thread;
   if (thread < TILE_OUTPUTS && i < N) {
-    y_gemv_f16[i] = output(tile, thread);
+    y_gemv[i] = output(tile, thread);
   }
 }
 
 // ONNX nodes:
-//   /model/layers.0/mlp/gate_proj/MatMul
-//   /model/layers.0/mlp/up_proj/MatMul
-//   /model/layers.0/mlp/act_fn/Sigmoid
-//   /model/layers.0/mlp/act_fn/Mul
-//   /model/layers.0/mlp/Mul
-@compute @workgroup_size(128, 1, 1)
+//   /model/layers.0/mlp/gate_proj/MatMul, /model/layers.0/mlp/up_proj/MatMul,
+//     /model/layers.0/mlp/act_fn/Sigmoid, /model/layers.0/mlp/act_fn/Mul, /model/layers.0/mlp/Mul
+@compute @workgroup_size(128)
 fn gemv_f16_gated(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
-  if (sequence.stop != 0u) {
+  if (sequence.stop != 0) {
     return;  // generation has ended
   }
   let tile = group.x;
-  let lane = thread % LANES;
-  let first = thread / LANES * 4u;  // of the tile
-  // Half of a thread's rows are of the gate, half of the up projection.
-  let output = vec2u(tile * TILE_OUTPUTS + first / 2u) + vec2u(0u, 1u);
-  let rows = vec4u(output, output + N);
-  add_up(first, lane, thread, products(rows, lane));
+  let output = tile * TILE_OUTPUTS + first_row(thread) / 2 + vec2u(0, 1);
+  multiply(vec4u(output, output + N), thread);
   finish_gated(tile, thread);
 }
 
-// Four activations of a row, from 4 * quad on.
 fn activation_2(row: u32, quad: u32) -> vec4f {
-  return x[row * 24u + quad];
+  return x[row * 24 + quad];
 }
 
 fn load_chunk_2(chunk: u32) -> Chunk {
-  return Chunk(activation_2(0u, 2u * chunk), activation_2(0u, 2u * chunk + 1u));
+  return Chunk(activation_2(0u, 2 * chunk), activation_2(0u, 2 * chunk + 1));
 }
 
-// A thread's part of the dot products of x with four rows.
+fn four_dots_2(four: Four, chunk: u32) -> vec4f {
+  let x = load_chunk_2(chunk);
+  return vec4f(weights_dot(four.x, x), weights_dot(four.y, x), weights_dot(four.z, x), weights_dot(four.w, x));
+}
+
 fn products_2(rows: vec4u, lane: u32) -> vec4f {
   var sums = vec4f();
   if (CHUNKS <= LANES) {
     if (lane < CHUNKS) {
-      let x_chunk = load_chunk_2(lane);
-      sums = vec4f(
-        row_dot(rows.x, lane, x_chunk), row_dot(rows.y, lane, x_chunk),
-        row_dot(rows.z, lane, x_chunk), row_dot(rows.w, lane, x_chunk));
+      sums = four_dots_2(load_four(rows, lane), lane);
     }
     return sums;
   }
   // The next weights come while these are multiplied.
-  var next0 = load_weights(rows.x, lane);
-  var next1 = load_weights(rows.y, lane);
-  var next2 = load_weights(rows.z, lane);
-  var next3 = load_weights(rows.w, lane);
+  var next = load_four(rows, lane);
   for (var chunk = lane; chunk < CHUNKS; chunk += LANES) {
-    let weights0 = next0;
-    let weights1 = next1;
-    let weights2 = next2;
-    let weights3 = next3;
-    let next_chunk = min(chunk + LANES, CHUNKS - 1u);
-    next0 = load_weights(rows.x, next_chunk);
-    next1 = load_weights(rows.y, next_chunk);
-    next2 = load_weights(rows.z, next_chunk);
-    next3 = load_weights(rows.w, next_chunk);
-    let x_chunk = load_chunk_2(chunk);
-    sums += vec4f(
-      weights_dot(weights0, x_chunk), weights_dot(weights1, x_chunk),
-      weights_dot(weights2, x_chunk), weights_dot(weights3, x_chunk));
+    let four = next;
+    next = load_four(rows, min(chunk + LANES, CHUNKS - 1));
+    sums += four_dots_2(four, chunk);
   }
   return sums;
 }
 
+fn multiply_2(rows: vec4u, thread: u32) {
+  let lane = thread % LANES;
+  let sums = products_2(rows, lane);
+  let to = first_row(thread) * LANES + lane;
+  lane_sums[to] = sums.x;
+  lane_sums[to + LANES] = sums.y;
+  lane_sums[to + 2 * LANES] = sums.z;
+  lane_sums[to + 3 * LANES] = sums.w;
+  workgroupBarrier();
+  let parts = LANES / 4;  // of a row, in a thread each
+  let from_lane = thread / parts * LANES + thread % parts;
+  part_sums[thread / 4][thread % 4] = lane_sums[from_lane] + lane_sums[from_lane + parts]
+    + lane_sums[from_lane + 2 * parts] + lane_sums[from_lane + 3 * parts];
+  workgroupBarrier();
+}
+
 // ONNX nodes:
 //   /model/layers.0/mlp/down_proj/MatMul
-@compute @workgroup_size(128, 1, 1)
+@compute @workgroup_size(128)
 fn gemv_f16_2(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
-  if (sequence.stop != 0u) {
+  if (sequence.stop != 0) {
     return;  // generation has ended
   }
   let tile = group.x;
-  let lane = thread % LANES;
-  let first = thread / LANES * 4u;  // of the tile
-  let rows = vec4u(tile * TILE_ROWS + first) + vec4u(0u, 1u, 2u, 3u);
-  add_up(first, lane, thread, products_2(rows, lane));
-  finish_gemv_f16(tile, thread);
+  multiply_2(tile * TILE_ROWS + first_row(thread) + vec4u(0, 1, 2, 3), thread);
+  finish_gemv(tile, thread);
 }
 
 @group(0) @binding(4) var<storage, read_write> partial_values: array<f32>;  // per tile: its greatest output
@@ -377,25 +358,26 @@ fn finish_argmax(tile: u32, thread: u32) {
     best_values[thread] = -GREATEST;
     best_rows[thread] = 0xffffffffu;
     if (row < N) {
-      let value = row_total_gated(thread);
-      y_gemv_f16[row] = value;
+      let value = row_total(thread);
+      y_gemv[row] = value;
       best_values[thread] = finite(value);
       best_rows[thread] = row;
     }
   }
-  for (var half = TILE_ROWS / 2u; half > 0u; half /= 2u) {
+  for (var half = TILE_ROWS / 2; half > 0; half /= 2) {
     workgroupBarrier();
     if (thread < half) {
       let other = thread + half;
+      let value = best_values[other];
+      let best = best_values[thread];
       // Of equal ones the first.
-      if (best_values[other] > best_values[thread] ||
-          (best_values[other] == best_values[thread] && best_rows[other] < best_rows[thread])) {
-        best_values[thread] = best_values[other];
+      if (value > best || (value == best && best_rows[other] < best_rows[thread])) {
+        best_values[thread] = value;
         best_rows[thread] = best_rows[other];
       }
     }
   }
-  if (thread == 0u) {
+  if (thread == 0) {
     partial_values[tile] = best_values[0];
     partial_indices[tile] = best_rows[0];
   }
@@ -403,15 +385,12 @@ fn finish_argmax(tile: u32, thread: u32) {
 
 // ONNX nodes:
 //   /lm_head/MatMul
-@compute @workgroup_size(256, 1, 1)
+@compute @workgroup_size(256)
 fn gemv_f16_argmax(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
-  if (sequence.stop != 0u) {
+  if (sequence.stop != 0) {
     return;  // generation has ended
   }
   let tile = group.x;
-  let lane = thread % LANES;
-  let first = thread / LANES * 4u;  // of the tile
-  let rows = min(vec4u(tile * TILE_ROWS + first) + vec4u(0u, 1u, 2u, 3u), vec4u(N - 1u));
-  add_up(first, lane, thread, products(rows, lane));
+  multiply(min(tile * TILE_ROWS + first_row(thread) + vec4u(0, 1, 2, 3), vec4u(N - 1)), thread);
   finish_argmax(tile, thread);
 }

@@ -1,8 +1,6 @@
 // y = the last real row of x.
 
-struct Sequence {
-  past_length: u32, length: u32,
-}
+struct Sequence { past_length: u32, length: u32 }
 
 const WIDTH = 64u;
 
@@ -11,10 +9,9 @@ const WIDTH = 64u;
 @group(0) @binding(2) var<storage, read_write> y: array<f32>;
 
 // ONNX nodes:
-//   /lm_head/prune/Gather
-//   /lm_head/prune/Unsqueeze
-@compute @workgroup_size(256, 1, 1)
+//   /lm_head/prune/Gather, /lm_head/prune/Unsqueeze
+@compute @workgroup_size(256)
 fn main(@builtin(global_invocation_id) id: vec3u) {
   if (id.x >= WIDTH) { return; }
-  y[id.x] = x[(max(sequence.length, 1u) - 1u) * WIDTH + id.x];
+  y[id.x] = x[(max(sequence.length, 1u) - 1) * WIDTH + id.x];
 }

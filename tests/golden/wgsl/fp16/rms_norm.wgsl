@@ -1,4 +1,4 @@
-// y = x / sqrt(mean of squares + epsilon) * weight: one workgroup per row.
+// y = v / sqrt(mean of v * v + epsilon) * weight, one workgroup per row; v is x, or x + skip.
 
 const N = 64u;  // values of a row
 const SIZE = 16u;  // vec4 elements of a row
@@ -15,8 +15,7 @@ fn load_weight(i: u32) -> vec4f {
 }
 
 fn value(row: u32, i: u32) -> vec4f {
-  let at = row * SIZE + i;
-  return x[at];
+  return x[row * SIZE + i];
 }
 
 var<workgroup> slots: array<f32, 32>;
@@ -26,7 +25,7 @@ fn workgroup_sum(value: f32, thread: u32) -> f32 {
   workgroupBarrier();  // the slots may still be read from the last call
   slots[thread] = value;
   workgroupBarrier();
-  for (var step = 16u; step > 0u; step /= 2u) {
+  for (var step = 16u; step > 0; step /= 2) {
     if (thread < step) {
       slots[thread] += slots[thread + step];
     }
@@ -39,7 +38,7 @@ var<workgroup> factor: f32;
 
 fn set_factor(squares: f32, thread: u32) {
   let total = workgroup_sum(squares, thread);
-  if (thread == 0u) {
+  if (thread == 0) {
     factor = inverseSqrt(total / f32(N) + EPSILON);
   }
   workgroupBarrier();
@@ -47,7 +46,7 @@ fn set_factor(squares: f32, thread: u32) {
 
 // ONNX nodes:
 //   /model/layers.0/input_layernorm/LayerNorm
-@compute @workgroup_size(32, 1, 1)
+@compute @workgroup_size(32)
 fn rms_norm(
   @builtin(workgroup_id) group: vec3u,
   @builtin(num_workgroups) groups: vec3u,
@@ -68,8 +67,6 @@ fn rms_norm(
   }
 }
 
-// y = (x + skip) / sqrt(mean of squares + epsilon) * weight: one workgroup per row.
-
 @group(0) @binding(3) var<storage, read> skip: array<vec4f>;
 @group(0) @binding(4) var<storage, read_write> sum_out: array<vec4f>;
 
@@ -79,9 +76,9 @@ fn value_skip(row: u32, i: u32) -> vec4f {
 }
 
 // ONNX nodes:
-//   /model/layers.0/post_attention_layernorm/SkipLayerNorm
-//   /model/layers.1/final_norm_layernorm/SkipLayerNorm
-@compute @workgroup_size(32, 1, 1)
+//   /model/layers.0/post_attention_layernorm/SkipLayerNorm,
+//     /model/layers.1/final_norm_layernorm/SkipLayerNorm
+@compute @workgroup_size(32)
 fn skip_rms_norm(
   @builtin(workgroup_id) group: vec3u,
   @builtin(num_workgroups) groups: vec3u,

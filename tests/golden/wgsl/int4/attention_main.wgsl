@@ -1,6 +1,4 @@
-struct Sequence {
-  past_length: u32, length: u32, total_length: u32, call_length: u32, n_tokens: u32, limit: u32, stop: u32,
-}
+struct Sequence { past_length: u32, length: u32, stop: u32 }
 
 @group(0) @binding(0) var<storage, read> sequence: Sequence;
 @group(0) @binding(1) var<storage, read> q: array<vec4f>;  // [rows, heads, head_size]
@@ -47,19 +45,18 @@ var<workgroup> weights: array<f32, 128>;  // [head][key]
 var<workgroup> factors: array<f32, SERVED>;  // what the sums of a head are multiplied with
 
 // ONNX nodes:
-//   /model/layers.0/attn/qkv_proj/MatMul_Q4
-//   /model/layers.0/attn/GroupQueryAttention
-@compute @workgroup_size(8, 1, 1)
+//   /model/layers.0/attn/qkv_proj/MatMul_Q4, /model/layers.0/attn/GroupQueryAttention
+@compute @workgroup_size(8)
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
   let row = group.y;
-  if (sequence.stop != 0u || row >= sequence.length) {
+  if (sequence.stop != 0 || row >= sequence.length) {
     return;  // generation has ended, or there is no token in this row
   }
   let first_head = group.x * SERVED;
   let first_q = (row * HEADS + first_head) * FOURS;
-  let cache_row = first_head / 2u * CAPACITY;
+  let cache_row = first_head / 2 * CAPACITY;
   let position = sequence.past_length + row;
-  let n_keys = min(position + 1u, CAPACITY);
+  let n_keys = min(position + 1, CAPACITY);
 
   // Of head `thread`: its greatest score, and the sum of its weights.
   var maximum = LOWEST;
@@ -76,10 +73,10 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) th
       for (var four = 0u; four < FOURS; four++) {
         let key = load_key((begin + i) * FOURS + four);
         dot_0 += dot(key, q[first_q + four]);
-        dot_1 += dot(key, q[first_q + 8u + four]);
+        dot_1 += dot(key, q[first_q + 8 + four]);
       }
       weights[i] = attention_score(dot_0);
-      weights[64u + i] = attention_score(dot_1);
+      weights[64 + i] = attention_score(dot_1);
     }
     workgroupBarrier();
     if (thread < SERVED) {
@@ -104,7 +101,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) th
       for (var i = 0u; i < length; i++) {
         let value = load_value((begin + i) * FOURS + thread);
         sum_0 += weights[i] * value;
-        sum_1 += weights[64u + i] * value;
+        sum_1 += weights[64 + i] * value;
       }
     }
     workgroupBarrier();
@@ -115,6 +112,6 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) th
   workgroupBarrier();
   if (thread < FOURS) {
     y[first_q + thread] = sum_0 * factors[0];
-    y[first_q + 8u + thread] = sum_1 * factors[1];
+    y[first_q + 8 + thread] = sum_1 * factors[1];
   }
 }

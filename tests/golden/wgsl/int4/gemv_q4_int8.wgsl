@@ -1,46 +1,33 @@
 enable f16;
 
-struct Sequence {
-  past_length: u32, length: u32, total_length: u32, call_length: u32, n_tokens: u32, limit: u32, stop: u32,
-}
+struct Sequence { past_length: u32, length: u32, stop: u32 }
 
 @group(0) @binding(0) var<storage, read> sequence: Sequence;
 // Rows of int8, even and odd ones of every eight apart; then f32 scales.
 @group(0) @binding(1) var<storage, read> x: array<vec4u>;
 
-override X_STRIDE: u32 = 5u;  // vectors per row
 override X_SCALES: u32 = 4u;  // where a row's scales begin
 
 override CHUNK_SCALES: u32 = 1u;
 
 // The scales of the two halves of a chunk, which may be one.
-fn x_scales(row: u32, chunk: u32) -> vec2f {
-  if (CHUNK_SCALES == 1u) {
-    return vec2f(bitcast<f32>(x[row * X_STRIDE + X_SCALES + (chunk >> 2u)][chunk & 3u]));
+fn x_scales(chunk: u32) -> vec2f {
+  if (CHUNK_SCALES == 1) {
+    return vec2f(bitcast<f32>(x[X_SCALES + (chunk >> 2)][chunk & 3]));
   }
-  let scales = bitcast<vec4f>(x[row * X_STRIDE + X_SCALES + (chunk >> 1u)]);
-  return select(scales.xy, scales.zw, (chunk & 1u) == 1u);
+  let scales = bitcast<vec4f>(x[X_SCALES + (chunk >> 1)]);
+  return select(scales.xy, scales.zw, (chunk & 1) == 1);
 }
 
 @group(0) @binding(3) var<storage, read> params: array<f16>;
 
-override BLOCKS: u32 = 2u;  // of 32 weights, per row
-const CHUNKS_PER_BLOCK = 1u;
-
-// The scale of a block.
 fn scale(row: u32, block: u32) -> f32 {
-  let i = row * BLOCKS + block;
+  let i = row * CHUNKS + block;
   return f32(params[i]);
-}
-
-fn zero_point(row: u32, block: u32) -> i32 {
-  return 8;  // symmetric
 }
 
 // LANES threads walk together along K of four rows of W.
 override LANES: u32 = 32u;
-override PARTS: u32 = 8u;  // threads that add up a row's sums
-override QUADS: u32 = 2u;  // vectors of what those have
 override PART_SUMS: u32 = 32u;
 override TILE_ROWS: u32 = 16u;
 override LANE_SUMS: u32 = 512u;
@@ -50,8 +37,7 @@ override CHUNKS: u32 = 2u;
 
 @group(0) @binding(2) var<storage, read> weights: array<vec4u>;
 
-// 32 activations as int8, even and odd ones of every eight in separate words, as the nibbles of a word
-// of weights come apart, and a scale for each half.
+// 32 activations, as the nibbles of a word of weights come apart, and a scale for each half.
 struct Chunk {
   words0: vec4u,
   words1: vec4u,
@@ -60,43 +46,53 @@ struct Chunk {
   scales: vec2f,
 }
 
-fn sum_of(words: vec4u) -> i32 {
-  return dot4I8Packed(words.x, 0x01010101u) + dot4I8Packed(words.y, 0x01010101u)
-    + dot4I8Packed(words.z, 0x01010101u) + dot4I8Packed(words.w, 0x01010101u);
-}
+const ONES = vec2u(0x11111111u);  // sixteen nibbles: a dot product with them is a sum
 
 fn load_chunk(chunk: u32) -> Chunk {
-  let words0 = x[2u * chunk + 0u];
-  let words1 = x[2u * chunk + 1u];
-  return Chunk(words0, words1, sum_of(words0), sum_of(words1), x_scales(0u, chunk));
+  let words0 = x[2 * chunk];
+  let words1 = x[2 * chunk + 1];
+  return Chunk(words0, words1, sixteen(ONES, words0), sixteen(ONES, words1), x_scales(chunk));
 }
 
 struct Weights {
   words: vec4u,
   scale: f32,
-  zero: i32,
 }
 
 fn load_weights(row: u32, chunk: u32) -> Weights {
-  let block = chunk / CHUNKS_PER_BLOCK;
-  return Weights(weights[row * ROW_CHUNKS + chunk], scale(row, block), zero_point(row, block));
+  return Weights(weights[row * ROW_CHUNKS + chunk], scale(row, chunk));
 }
 
 // Sixteen weights times sixteen activations.
 fn sixteen(weights: vec2u, x: vec4u) -> i32 {
-  return dot4I8Packed(weights.x & 0x0f0f0f0fu, x.x) + dot4I8Packed((weights.x >> 4u) & 0x0f0f0f0fu, x.y)
-    + dot4I8Packed(weights.y & 0x0f0f0f0fu, x.z) + dot4I8Packed((weights.y >> 4u) & 0x0f0f0f0fu, x.w);
+  return dot4I8Packed(weights.x & 0x0f0f0f0fu, x.x) + dot4I8Packed((weights.x >> 4) & 0x0f0f0f0fu, x.y)
+    + dot4I8Packed(weights.y & 0x0f0f0f0fu, x.z) + dot4I8Packed((weights.y >> 4) & 0x0f0f0f0fu, x.w);
 }
 
-// The sum of (q - zero) * x: that of q * x, less zero times the sum of x.
+// The sum of (q - 8) * x: that of q * x, less 8 times the sum of x.
 fn weights_dot(w: Weights, x: Chunk) -> f32 {
-  let first = sixteen(w.words.xy, x.words0) - w.zero * x.sum0;
-  let second = sixteen(w.words.zw, x.words1) - w.zero * x.sum1;
+  let first = sixteen(w.words.xy, x.words0) - 8 * x.sum0;
+  let second = sixteen(w.words.zw, x.words1) - 8 * x.sum1;
   return w.scale * (x.scales.x * f32(first) + x.scales.y * f32(second));
 }
 
-fn row_dot(row: u32, chunk: u32, x: Chunk) -> f32 {
-  return weights_dot(load_weights(row, chunk), x);
+// A chunk of each of four rows.
+struct Four {
+  x: Weights,
+  y: Weights,
+  z: Weights,
+  w: Weights,
+}
+
+fn load_four(rows: vec4u, chunk: u32) -> Four {
+  return Four(
+    load_weights(rows.x, chunk), load_weights(rows.y, chunk),
+    load_weights(rows.z, chunk), load_weights(rows.w, chunk));
+}
+
+fn four_dots(four: Four, chunk: u32) -> vec4f {
+  let x = load_chunk(chunk);
+  return vec4f(weights_dot(four.x, x), weights_dot(four.y, x), weights_dot(four.z, x), weights_dot(four.w, x));
 }
 
 // A thread's part of the dot products of x with four rows.
@@ -104,32 +100,16 @@ fn products(rows: vec4u, lane: u32) -> vec4f {
   var sums = vec4f();
   if (CHUNKS <= LANES) {
     if (lane < CHUNKS) {
-      let x_chunk = load_chunk(lane);
-      sums = vec4f(
-        row_dot(rows.x, lane, x_chunk), row_dot(rows.y, lane, x_chunk),
-        row_dot(rows.z, lane, x_chunk), row_dot(rows.w, lane, x_chunk));
+      sums = four_dots(load_four(rows, lane), lane);
     }
     return sums;
   }
   // The next weights come while these are multiplied.
-  var next0 = load_weights(rows.x, lane);
-  var next1 = load_weights(rows.y, lane);
-  var next2 = load_weights(rows.z, lane);
-  var next3 = load_weights(rows.w, lane);
+  var next = load_four(rows, lane);
   for (var chunk = lane; chunk < CHUNKS; chunk += LANES) {
-    let weights0 = next0;
-    let weights1 = next1;
-    let weights2 = next2;
-    let weights3 = next3;
-    let next_chunk = min(chunk + LANES, CHUNKS - 1u);
-    next0 = load_weights(rows.x, next_chunk);
-    next1 = load_weights(rows.y, next_chunk);
-    next2 = load_weights(rows.z, next_chunk);
-    next3 = load_weights(rows.w, next_chunk);
-    let x_chunk = load_chunk(chunk);
-    sums += vec4f(
-      weights_dot(weights0, x_chunk), weights_dot(weights1, x_chunk),
-      weights_dot(weights2, x_chunk), weights_dot(weights3, x_chunk));
+    let four = next;
+    next = load_four(rows, min(chunk + LANES, CHUNKS - 1));
+    sums += four_dots(four, chunk);
   }
   return sums;
 }
@@ -147,7 +127,7 @@ var<workgroup> squares: array<f32, SLOTS>;
 var<workgroup> norm_factor: f32;
 
 fn load_squares(thread: u32) {
-  if (DEFERRED == 1u && thread < SLOTS) {
+  if (DEFERRED == 1 && thread < SLOTS) {
     var sum = vec4f();
     for (var i = thread; i < SQUARES; i += SLOTS) {
       sum += bitcast<vec4f>(x[X_SQUARES + i]);
@@ -156,42 +136,57 @@ fn load_squares(thread: u32) {
   }
 }
 
+// A sum, and then eight of `squares`.
+fn plus_squares(sum: f32, i: u32) -> f32 {
+  return sum + squares[i] + squares[i + 1] + squares[i + 2] + squares[i + 3]
+    + squares[i + 4] + squares[i + 5] + squares[i + 6] + squares[i + 7];
+}
+
 fn add_squares(thread: u32) {
-  if (thread == 0u) {
+  if (thread == 0) {
     var factor = 1.0;
-    if (DEFERRED == 1u) {
-      let sum = squares[0] + squares[1] + squares[2] + squares[3] + squares[4] + squares[5]
-        + squares[6] + squares[7] + squares[8] + squares[9] + squares[10] + squares[11]
-        + squares[12] + squares[13] + squares[14] + squares[15] + squares[16] + squares[17]
-        + squares[18] + squares[19] + squares[20] + squares[21] + squares[22] + squares[23]
-        + squares[24] + squares[25] + squares[26] + squares[27] + squares[28] + squares[29]
-        + squares[30] + squares[31];
+    if (DEFERRED == 1) {
+      let sum = plus_squares(plus_squares(plus_squares(plus_squares(0.0, 0u), 8u), 16u), 24u);
       factor = inverseSqrt(sum / f32(K) + EPSILON);
     }
     norm_factor = factor;
   }
 }
 
-// Adds up what the threads have of four rows from `first` on, for `row_total`.
-fn add_up(first: u32, lane: u32, thread: u32, sums: vec4f) {
-  let to = first * LANES + lane;
+// A row of the tile: the first of a thread's four.
+fn first_row(thread: u32) -> u32 {
+  return thread / LANES * 4;
+}
+
+// Multiplies x with four rows of W from each thread, and adds up for `row_total`.
+fn multiply(rows: vec4u, thread: u32) {
+  let lane = thread % LANES;
+  let sums = products(rows, lane);
+  let to = first_row(thread) * LANES + lane;
   lane_sums[to] = sums.x;
   lane_sums[to + LANES] = sums.y;
-  lane_sums[to + 2u * LANES] = sums.z;
-  lane_sums[to + 3u * LANES] = sums.w;
+  lane_sums[to + 2 * LANES] = sums.z;
+  lane_sums[to + 3 * LANES] = sums.w;
   workgroupBarrier();
   add_squares(thread);
-  let from_lane = thread / PARTS * LANES + thread % PARTS;
-  part_sums[thread / 4u][thread % 4u] = lane_sums[from_lane] + lane_sums[from_lane + PARTS]
-    + lane_sums[from_lane + 2u * PARTS] + lane_sums[from_lane + 3u * PARTS];
+  let parts = LANES / 4;  // of a row, in a thread each
+  let from_lane = thread / parts * LANES + thread % parts;
+  part_sums[thread / 4][thread % 4] = lane_sums[from_lane] + lane_sums[from_lane + parts]
+    + lane_sums[from_lane + 2 * parts] + lane_sums[from_lane + 3 * parts];
   workgroupBarrier();
 }
 
 // The dot product of x with a row of the tile.
 fn row_total(row: u32) -> f32 {
-  let at = row * QUADS;
-  let sum = dot(part_sums[at] + part_sums[at + 1u], vec4f(1.0));
-  return sum * norm_factor;
+  let at = row * (LANES / 16);
+  var sum = part_sums[at];
+  if (LANES > 16) {
+    sum += part_sums[at + 1];
+  }
+  if (LANES > 32) {
+    sum = sum + part_sums[at + 2] + part_sums[at + 3];
+  }
+  return dot(sum, vec4f(1.0)) * norm_factor;
 }
 
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;  // q
@@ -201,6 +196,7 @@ fn row_total(row: u32) -> f32 {
 const HEADS = 2u;
 const KV_HEADS = 1u;
 const HEAD_SIZE = 32u;
+const HEAD_QUADS = 8u;  // fours of outputs
 const CAPACITY = 48u;
 @group(0) @binding(7) var<storage, read> rope: array<u32>;
 
@@ -209,54 +205,54 @@ const ROPE_WIDTH = 16u;
 
 fn rope_value(row: u32, i: u32) -> f32 {
   let at = row * ROPE_WIDTH + i;
-  return unpack2x16float(rope[at >> 1u] >> (16u * (at & 1u))).x;
+  return unpack2x16float(rope[at >> 1] >> (16 * (at & 1))).x;
 }
 
 fn rope_angle(position: u32, i: u32) -> vec2f {
-  let row = min(position, ROPE_ROWS - 1u);
+  let row = min(position, ROPE_ROWS - 1);
   return vec2f(rope_value(row, i), rope_value(ROPE_ROWS + row, i));
 }
 
 // Whether four outputs are rotated: not those of v, nor behind rotary_dim.
-fn rotates(head: u32, quarter: u32) -> bool {
-  return head < HEADS + KV_HEADS && quarter < 8u;
+fn rotates(quad: u32) -> bool {
+  return quad / HEAD_QUADS < HEADS + KV_HEADS;
 }
 
 // Four rows of W that end in one thread: two pairs of neighbours in a head, rotated with each other.
-fn qkv_rows(tile: u32) -> vec4u {
-  let head = tile / 8u;
-  let quarter = tile % 8u;
-  if (rotates(head, quarter)) {
-    let i = head * HEAD_SIZE + 2u * quarter;
-    return vec4u(i, i + 1u, i + ROPE_WIDTH, i + ROPE_WIDTH + 1u);
+fn qkv_rows(quad: u32) -> vec4u {
+  if (rotates(quad)) {
+    let i = quad / HEAD_QUADS * HEAD_SIZE + 2 * (quad % HEAD_QUADS);
+    return vec4u(i, i + 1, i + ROPE_WIDTH, i + ROPE_WIDTH + 1);
   }
-  return vec4u(4u * tile) + vec4u(0u, 1u, 2u, 3u);
+  return 4 * quad + vec4u(0, 1, 2, 3);
 }
 
-var<private> angles: array<vec2f, 2>;  // of the thread's two pairs
+var<private> angles: vec4f;  // cosine and sine of the thread's two pairs
 
-// Loads what the end needs.
+// Loads what `finish` needs.
 fn prepare(tile: u32, thread: u32) {
-  let quad = tile * (TILE_ROWS / 4u) + thread;
-  if (thread < TILE_ROWS / 4u && rotates(4u * quad / HEAD_SIZE, quad % 8u)) {
-    let pair = 2u * (quad % 8u);
-    angles[0] = rope_angle(sequence.past_length, pair);
-    angles[1] = rope_angle(sequence.past_length, pair + 1u);
+  let quad = tile * (TILE_ROWS / 4) + thread;
+  if (thread < TILE_ROWS / 4 && rotates(quad)) {
+    let pair = 2 * (quad % HEAD_QUADS);
+    angles = vec4f(rope_angle(sequence.past_length, pair), rope_angle(sequence.past_length, pair + 1));
   }
 }
 
-fn append(rows: vec4u, value: vec4f) {
-  let head = rows.x / HEAD_SIZE;
-  let i = rows.x % HEAD_SIZE;  // within the head
-  let position = sequence.past_length;
-  var v = value;
-  if (rows.z == rows.x + ROPE_WIDTH && rotates(head, i / 2u)) {
-    let a = angles[0];
-    let b = angles[1];
-    v = vec4f(
-      value.x * a.x - value.z * a.y, value.y * b.x - value.w * b.y,
-      value.z * a.x + value.x * a.y, value.w * b.x + value.y * b.y);
+fn finish(tile: u32, thread: u32) {
+  let quad = tile * (TILE_ROWS / 4) + thread;
+  if (thread >= TILE_ROWS / 4 || quad >= N / 4) {
+    return;
   }
+  let rows = qkv_rows(quad);
+  let i = 4 * thread;
+  var v = vec4f(row_total(i), row_total(i + 1), row_total(i + 2), row_total(i + 3));
+  if (rotates(quad)) {
+    let a = angles;
+    v = vec4f(
+      v.x * a.x - v.z * a.y, v.y * a.z - v.w * a.w,
+      v.z * a.x + v.x * a.y, v.w * a.z + v.y * a.w);
+  }
+  let head = quad / HEAD_QUADS;
   if (head < HEADS) {
     y[rows.x] = v.x;
     y[rows.y] = v.y;
@@ -264,56 +260,36 @@ fn append(rows: vec4u, value: vec4f) {
     y[rows.w] = v.w;
     return;
   }
+  let position = sequence.past_length;
   if (position >= CAPACITY) {
     return;  // the cache is full
   }
   let kv_head = (head - HEADS) % KV_HEADS;
-  let to = (kv_head * CAPACITY + position) * HEAD_SIZE + i;
+  let to = (kv_head * CAPACITY + position) * HEAD_SIZE + rows.x % HEAD_SIZE;
   let gap = rows.z - rows.x;
   let low = pack2x16float(v.xy);
   let high = pack2x16float(v.zw);
   if (head < HEADS + KV_HEADS) {
-    k_cache[to / 2u] = low;
-    k_cache[(to + gap) / 2u] = high;
+    k_cache[to / 2] = low;
+    k_cache[(to + gap) / 2] = high;
   } else {
-    v_cache[to / 2u] = low;
-    v_cache[(to + gap) / 2u] = high;
-  }
-}
-
-fn finish(tile: u32, thread: u32) {
-  let quad = tile * (TILE_ROWS / 4u) + thread;
-  if (thread < TILE_ROWS / 4u && quad < N / 4u) {
-    let rows = qkv_rows(quad);
-    let i = 4u * thread;
-    let total = vec4f(row_total(i), row_total(i + 1u), row_total(i + 2u), row_total(i + 3u));
-    append(rows, total);
+    v_cache[to / 2] = low;
+    v_cache[(to + gap) / 2] = high;
   }
 }
 
 // ONNX nodes:
-//   /model/layers.0/attn/qkv_proj/MatMul_Q4
-//   /model/layers.0/attn/GroupQueryAttention
-@compute @workgroup_size(128, 1, 1)
+//   /model/layers.0/attn/qkv_proj/MatMul_Q4, /model/layers.0/attn/GroupQueryAttention
+@compute @workgroup_size(128)
 fn gemv_q4_int8_rope_append(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
-  if (sequence.stop != 0u) {
+  if (sequence.stop != 0) {
     return;  // generation has ended
   }
   let tile = group.x;
-  let lane = thread % LANES;
-  let first = thread / LANES * 4u;  // of the tile
   load_squares(thread);
   prepare(tile, thread);
-  let rows = qkv_rows(min((tile * TILE_ROWS + first) / 4u, N / 4u - 1u));
-  add_up(first, lane, thread, products(rows, lane));
+  multiply(qkv_rows(min((tile * TILE_ROWS + first_row(thread)) / 4, N / 4 - 1)), thread);
   finish(tile, thread);
-}
-
-// The dot product of x with a row of the tile.
-fn row_total_residual(row: u32) -> f32 {
-  let at = row * QUADS;
-  let sum = dot(part_sums[at] + part_sums[at + 1u] + part_sums[at + 2u] + part_sums[at + 3u], vec4f(1.0));
-  return sum * norm_factor;
 }
 
 @group(0) @binding(5) var<storage, read> residual: array<f32>;
@@ -339,29 +315,26 @@ fn greatest_of(v: vec4f) -> f32 {
 
 var<workgroup> outputs: array<vec4f, 4>;
 
-// A thread packs eight values, with the scale of their block: max|v| / 127.
+// A thread packs eight values, with the scale of the block: max|v| / 127.
 fn write_int8(tile: u32, thread: u32) {
-  if (thread < 2u) {
-    let block = thread / 2u;
-    let first = block * 4u;
-    let limit = greatest_of(max(max(max(abs(outputs[first]), abs(outputs[first + 1u])), abs(outputs[first + 2u])), abs(outputs[first + 3u])));
-    let words = int8_octet(outputs[2u * thread], outputs[2u * thread + 1u], 127.0 / max(limit, 1e-30));
-    let at = tile * 4u + 2u * thread;
+  if (thread < 2) {
+    let largest = max(max(max(abs(outputs[0]), abs(outputs[1])), abs(outputs[2])), abs(outputs[3]));
+    let limit = greatest_of(largest);
+    let words = int8_octet(outputs[2 * thread], outputs[2 * thread + 1], 127.0 / max(limit, 1e-30));
+    let at = tile * 4 + 2 * thread;
     y_residual[at] = words.x;
-    y_residual[at + 1u] = words.y;
-    if (2u * thread == first) {
-      y_residual[Y_SCALES + tile * 1u + block] = bitcast<u32>(limit / 127.0);
+    y_residual[at + 1] = words.y;
+    if (thread == 0) {
+      y_residual[Y_SCALES + tile] = bitcast<u32>(limit / 127.0);
     }
   }
 }
 
 const Y_SQUARES = 20u;  // where sums of squares begin
-const Y_PADDING = 0u;
 var<workgroup> output_squares: array<vec4f, 4>;
 var<private> thread_residual: f32;
 var<private> thread_weight: f32;
 
-// Loads what the end needs.
 fn prepare_residual(tile: u32, thread: u32) {
   if (thread < TILE_ROWS) {
     thread_residual = residual[tile * TILE_ROWS + thread];
@@ -372,89 +345,66 @@ fn prepare_residual(tile: u32, thread: u32) {
 fn finish_residual(tile: u32, thread: u32) {
   if (thread < TILE_ROWS) {
     let row = tile * TILE_ROWS + thread;
-    let value = thread_residual + row_total_residual(thread);
+    let value = thread_residual + row_total(thread);
     sum_out[row] = value;
-    outputs[thread / 4u][thread % 4u] = value * thread_weight;
-    output_squares[thread / 4u][thread % 4u] = value * value;
+    outputs[thread / 4][thread % 4] = value * thread_weight;
+    output_squares[thread / 4][thread % 4] = value * value;
   }
   workgroupBarrier();
   write_int8(tile, thread);
-  if (thread < 1u) {
-    let first = thread * 4u;
-    let sum = output_squares[first] + output_squares[first + 1u] + output_squares[first + 2u] + output_squares[first + 3u];
-    y_residual[Y_SQUARES + tile * 1u + thread] = bitcast<u32>(dot(sum, vec4f(1.0)));
-  }
-  if (tile == 0u && thread < Y_PADDING) {
-    y_residual[Y_SQUARES + N / 16u + thread] = 0u;  // readers take four sums at a time
+  if (thread == 0) {
+    let sum = output_squares[0] + output_squares[1] + output_squares[2] + output_squares[3];
+    y_residual[Y_SQUARES + tile] = bitcast<u32>(dot(sum, vec4f(1.0)));
   }
 }
 
 // ONNX nodes:
-//   /model/layers.0/attn/o_proj/MatMul_Q4
-//   /model/layers.0/post_attention_layernorm/SkipLayerNorm
-//   /model/layers.0/mlp/down_proj/MatMul_Q4
-//   /model/layers.1/final_norm_layernorm/SkipLayerNorm
-@compute @workgroup_size(256, 1, 1)
+//   /model/layers.0/attn/o_proj/MatMul_Q4, /model/layers.0/post_attention_layernorm/SkipLayerNorm,
+//     /model/layers.0/mlp/down_proj/MatMul_Q4, /model/layers.1/final_norm_layernorm/SkipLayerNorm
+@compute @workgroup_size(256)
 fn gemv_q4_int8_residual(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
-  if (sequence.stop != 0u) {
+  if (sequence.stop != 0) {
     return;  // generation has ended
   }
   let tile = group.x;
-  let lane = thread % LANES;
-  let first = thread / LANES * 4u;  // of the tile
   load_squares(thread);
   prepare_residual(tile, thread);
-  let rows = vec4u(tile * TILE_ROWS + first) + vec4u(0u, 1u, 2u, 3u);
-  add_up(first, lane, thread, products(rows, lane));
+  multiply(tile * TILE_ROWS + first_row(thread) + vec4u(0, 1, 2, 3), thread);
   finish_residual(tile, thread);
 }
 
 const TILE_OUTPUTS = 16u;
 
-// The dot product of x with a row of the tile.
-fn row_total_gated(row: u32) -> f32 {
-  let at = row * QUADS;
-  let sum = dot(part_sums[at], vec4f(1.0));
-  return sum * norm_factor;
-}
-
 fn gate(v: f32) -> f32 {
   return v / (1.0 + exp(min(-v, 80.0)));  // exp must not reach infinity
 }
 
-// A thread's rows are two of the gate, then the same ones of the up projection.
+// A thread's rows of W are two of the gate, then the same ones of the up projection.
 fn output(tile: u32, i: u32) -> f32 {
-  let row = i / 2u * 4u + i % 2u;
-  return gate(row_total_gated(row)) * row_total_gated(row + 2u);
+  let row = i / 2 * 4 + i % 2;
+  return gate(row_total(row)) * row_total(row + 2);
 }
 
 fn finish_gated(tile: u32, thread: u32) {
   if (thread < TILE_OUTPUTS) {
-    outputs[thread / 4u][thread % 4u] = output(tile, thread);
+    outputs[thread / 4][thread % 4] = output(tile, thread);
   }
   workgroupBarrier();
   write_int8(tile, thread);
 }
 
 // ONNX nodes:
-//   /model/layers.0/mlp/gate_proj/MatMul_Q4
-//   /model/layers.0/mlp/up_proj/MatMul_Q4
-//   /model/layers.0/mlp/act_fn/Sigmoid
-//   /model/layers.0/mlp/act_fn/Mul
-//   /model/layers.0/mlp/Mul
-@compute @workgroup_size(128, 1, 1)
+//   /model/layers.0/mlp/gate_proj/MatMul_Q4, /model/layers.0/mlp/up_proj/MatMul_Q4,
+//     /model/layers.0/mlp/act_fn/Sigmoid, /model/layers.0/mlp/act_fn/Mul, /model/layers.0/mlp/Mul
+@compute @workgroup_size(128)
 fn gemv_q4_int8_gated(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
-  if (sequence.stop != 0u) {
+  if (sequence.stop != 0) {
     return;  // generation has ended
   }
   let tile = group.x;
-  let lane = thread % LANES;
-  let first = thread / LANES * 4u;  // of the tile
   load_squares(thread);
-  // Half of a thread's rows are of the gate, half of the up projection.
-  let output = vec2u(tile * TILE_OUTPUTS + first / 2u) + vec2u(0u, 1u);
-  let rows = vec4u(output, output + N);
-  add_up(first, lane, thread, products(rows, lane));
+  let output = tile * TILE_OUTPUTS + first_row(thread) / 2 + vec2u(0, 1);
+  multiply(vec4u(output, output + N), thread);
   finish_gated(tile, thread);
 }
 
@@ -478,25 +428,26 @@ fn finish_argmax(tile: u32, thread: u32) {
     best_values[thread] = -GREATEST;
     best_rows[thread] = 0xffffffffu;
     if (row < N) {
-      let value = row_total_gated(thread);
+      let value = row_total(thread);
       y[row] = value;
       best_values[thread] = finite(value);
       best_rows[thread] = row;
     }
   }
-  for (var half = TILE_ROWS / 2u; half > 0u; half /= 2u) {
+  for (var half = TILE_ROWS / 2; half > 0; half /= 2) {
     workgroupBarrier();
     if (thread < half) {
       let other = thread + half;
+      let value = best_values[other];
+      let best = best_values[thread];
       // Of equal ones the first.
-      if (best_values[other] > best_values[thread] ||
-          (best_values[other] == best_values[thread] && best_rows[other] < best_rows[thread])) {
-        best_values[thread] = best_values[other];
+      if (value > best || (value == best && best_rows[other] < best_rows[thread])) {
+        best_values[thread] = value;
         best_rows[thread] = best_rows[other];
       }
     }
   }
-  if (thread == 0u) {
+  if (thread == 0) {
     partial_values[tile] = best_values[0];
     partial_indices[tile] = best_rows[0];
   }
@@ -504,16 +455,13 @@ fn finish_argmax(tile: u32, thread: u32) {
 
 // ONNX nodes:
 //   /lm_head/MatMul_Q4
-@compute @workgroup_size(256, 1, 1)
+@compute @workgroup_size(256)
 fn gemv_q4_int8_argmax(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
-  if (sequence.stop != 0u) {
+  if (sequence.stop != 0) {
     return;  // generation has ended
   }
   let tile = group.x;
-  let lane = thread % LANES;
-  let first = thread / LANES * 4u;  // of the tile
   load_squares(thread);
-  let rows = min(vec4u(tile * TILE_ROWS + first) + vec4u(0u, 1u, 2u, 3u), vec4u(N - 1u));
-  add_up(first, lane, thread, products(rows, lane));
+  multiply(min(tile * TILE_ROWS + first_row(thread) + vec4u(0, 1, 2, 3), vec4u(N - 1)), thread);
   finish_argmax(tile, thread);
 }

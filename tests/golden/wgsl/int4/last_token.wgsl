@@ -1,8 +1,6 @@
 // y = the last real row of x.
 
-struct Sequence {
-  past_length: u32, length: u32,
-}
+struct Sequence { past_length: u32, length: u32 }
 
 const WIDTH = 64u;
 
@@ -12,8 +10,8 @@ const WIDTH = 64u;
 
 // ONNX nodes:
 //   /model/layers.1/final_norm_layernorm/SkipLayerNorm
-@compute @workgroup_size(256, 1, 1)
+@compute @workgroup_size(256)
 fn main(@builtin(global_invocation_id) id: vec3u) {
   if (id.x >= WIDTH) { return; }
-  y[id.x] = x[(max(sequence.length, 1u) - 1u) * WIDTH + id.x];
+  y[id.x] = x[(max(sequence.length, 1u) - 1) * WIDTH + id.x];
 }

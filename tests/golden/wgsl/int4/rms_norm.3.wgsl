@@ -1,4 +1,4 @@
-// y = x / sqrt(mean of squares + epsilon) * weight: one workgroup per row.
+// y = v / sqrt(mean of v * v + epsilon) * weight, one workgroup per row; v is x, or x + skip.
 
 const N = 64u;  // values of a row
 const SIZE = 16u;  // vec4 elements of a row
@@ -15,8 +15,7 @@ fn load_weight(i: u32) -> vec4f {
 }
 
 fn value(row: u32, i: u32) -> vec4f {
-  let at = row * SIZE + i;
-  return x[at];
+  return x[row * SIZE + i];
 }
 
 var<workgroup> slots: array<f32, 16>;
@@ -26,7 +25,7 @@ fn workgroup_sum(value: f32, thread: u32) -> f32 {
   workgroupBarrier();  // the slots may still be read from the last call
   slots[thread] = value;
   workgroupBarrier();
-  for (var step = 8u; step > 0u; step /= 2u) {
+  for (var step = 8u; step > 0; step /= 2) {
     if (thread < step) {
       slots[thread] += slots[thread + step];
     }
@@ -39,7 +38,7 @@ var<workgroup> factor: f32;
 
 fn set_factor(squares: f32, thread: u32) {
   let total = workgroup_sum(squares, thread);
-  if (thread == 0u) {
+  if (thread == 0) {
     factor = inverseSqrt(total / f32(N) + EPSILON);
   }
   workgroupBarrier();
@@ -61,30 +60,29 @@ const Y_STRIDE = 20u;
 
 var<workgroup> largest: array<f32, THREADS>;  // of a thread's eight values
 
-// Eight values of a thread, a and b; 4 threads share the scale of a block.
-fn write_int8(row: u32, octet: u32, thread: u32, a: vec4f, b: vec4f) {
+// Eight values of a thread, from vec4 i on; 4 threads share the scale of a block.
+fn write_int8(row: u32, octet: u32, thread: u32, i: u32, value0: vec4f, value1: vec4f) {
+  let a = value0 * factor * load_weight(i);
+  let b = value1 * factor * load_weight(i + 1);
   workgroupBarrier();  // the last ones may still be read
   largest[thread] = greatest_of(max(abs(a), abs(b)));
   workgroupBarrier();
-  let block = thread / 4u * 4u;
-  var limit = largest[block];
-  limit = max(limit, largest[block + 1u]);
-  limit = max(limit, largest[block + 2u]);
-  limit = max(limit, largest[block + 3u]);
-  if (octet < N / 8u) {
+  let block = thread / 4 * 4;
+  let limit = max(max(max(largest[block], largest[block + 1]), largest[block + 2]), largest[block + 3]);
+  if (octet < N / 8) {
     let words = int8_octet(a, b, 127.0 / max(limit, 1e-30));
     let at = row * Y_STRIDE;
-    y_int8[at + 2u * octet] = words.x;
-    y_int8[at + 2u * octet + 1u] = words.y;
+    y_int8[at + 2 * octet] = words.x;
+    y_int8[at + 2 * octet + 1] = words.y;
     if (thread == block) {
-      y_int8[at + Y_SCALES + octet / 4u] = bitcast<u32>(limit / 127.0);
+      y_int8[at + Y_SCALES + octet / 4] = bitcast<u32>(limit / 127.0);
     }
   }
 }
 
 // ONNX nodes:
 //   /model/layers.0/input_layernorm/LayerNorm
-@compute @workgroup_size(16, 1, 1)
+@compute @workgroup_size(16)
 fn rms_norm(
   @builtin(workgroup_id) group: vec3u,
   @builtin(num_workgroups) groups: vec3u,
@@ -94,27 +92,66 @@ fn rms_norm(
   if (row >= arrayLength(&x) / SIZE) { return; }
 
   var squares = 0.0;
-  for (var i = 2u * thread; i < SIZE; i += 2u * THREADS) {
+  for (var i = 2 * thread; i < SIZE; i += 2 * THREADS) {
     let v0 = value(row, i);
     squares += dot(v0, v0);
-    let v1 = value(row, i + 1u);
+    let v1 = value(row, i + 1);
     squares += dot(v1, v1);
   }
   set_factor(squares, thread);
 
-  for (var first = 0u; first < N / 8u; first += THREADS) {
+  for (var first = 0u; first < N / 8; first += THREADS) {
     let octet = first + thread;
-    var a = vec4f();
-    var b = vec4f();
-    if (octet < N / 8u) {
-      a = value(row, 2u * octet) * factor * load_weight(2u * octet);
-      b = value(row, 2u * octet + 1u) * factor * load_weight(2u * octet + 1u);
-    }
-    write_int8(row, octet, thread, a, b);
+    let i = 2 * min(octet, N / 8 - 1);
+    write_int8(row, octet, thread, i, value(row, i), value(row, i + 1));
   }
 }
 
-// y = (x + skip) / sqrt(mean of squares + epsilon) * weight: one workgroup per row.
+struct Sequence { past_length: u32, length: u32, stop: u32 }
+
+@group(0) @binding(0) var<storage, read> sequence: Sequence;
+@group(0) @binding(1) var<storage, read> x_quantize_main: array<vec4f>;
+@group(0) @binding(2) var<storage, read_write> y: array<u32>;  // per row: values, four to a word, then a scale per block
+
+override K: u32 = 64u;
+override BLOCKS: u32 = 2u;  // of 32 values, per row
+override STRIDE: u32 = 20u;  // words per row
+
+// Four values of a row from column i on.
+fn values_at(row: u32, i: u32) -> vec4f {
+  return x_quantize_main[(row * K + i) / 4];
+}
+
+// ONNX nodes:
+//   /model/layers.0/attn/qkv_proj/MatMul_Q4, /model/layers.0/attn/GroupQueryAttention
+// One block per thread.
+@compute @workgroup_size(64)
+fn quantize_main(
+  @builtin(workgroup_id) group: vec3u,
+  @builtin(num_workgroups) groups: vec3u,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  let i = (group.y * groups.x + group.x) * 64 + thread;
+  let row = i / BLOCKS;
+  let block = i % BLOCKS;
+  if (row >= min(arrayLength(&y) / STRIDE, sequence.length) || sequence.stop != 0) {
+    return;  // no token in this row, or generation has ended
+  }
+  var values: array<vec4f, 8>;
+  var largest = vec4f();
+  for (var j = 0u; j < 8; j++) {
+    values[j] = values_at(row, block * 32 + 4 * j);
+    largest = max(largest, abs(values[j]));
+  }
+  let limit = greatest_of(largest);
+  let at = row * STRIDE + block * 8;
+  for (var j = 0u; j < 8; j += 2) {
+    let words = int8_octet(values[j], values[j + 1], 127.0 / max(limit, 1e-30));
+    y[at + j] = words.x;
+    y[at + j + 1] = words.y;
+  }
+  y[row * STRIDE + 16 + block] = bitcast<u32>(limit / 127.0);
+}
 
 @group(0) @binding(3) var<storage, read> skip: array<vec4f>;
 @group(0) @binding(4) var<storage, read_write> sum_out: array<vec4f>;
@@ -125,11 +162,9 @@ fn value_skip(row: u32, i: u32) -> vec4f {
 }
 
 // ONNX nodes:
-//   /model/layers.0/attn/o_proj/MatMul_Q4
-//   /model/layers.0/post_attention_layernorm/SkipLayerNorm
-//   /model/layers.0/mlp/down_proj/MatMul_Q4
-//   /model/layers.1/final_norm_layernorm/SkipLayerNorm
-@compute @workgroup_size(16, 1, 1)
+//   /model/layers.0/attn/o_proj/MatMul_Q4, /model/layers.0/post_attention_layernorm/SkipLayerNorm,
+//     /model/layers.0/mlp/down_proj/MatMul_Q4, /model/layers.1/final_norm_layernorm/SkipLayerNorm
+@compute @workgroup_size(16)
 fn skip_rms_norm(
   @builtin(workgroup_id) group: vec3u,
   @builtin(num_workgroups) groups: vec3u,
@@ -139,24 +174,51 @@ fn skip_rms_norm(
   if (row >= arrayLength(&x) / SIZE) { return; }
 
   var squares = 0.0;
-  for (var i = 2u * thread; i < SIZE; i += 2u * THREADS) {
+  for (var i = 2 * thread; i < SIZE; i += 2 * THREADS) {
     let v0 = value_skip(row, i);
     sum_out[row * SIZE + i] = v0;
     squares += dot(v0, v0);
-    let v1 = value_skip(row, i + 1u);
-    sum_out[row * SIZE + i + 1u] = v1;
+    let v1 = value_skip(row, i + 1);
+    sum_out[row * SIZE + i + 1] = v1;
     squares += dot(v1, v1);
   }
   set_factor(squares, thread);
 
-  for (var first = 0u; first < N / 8u; first += THREADS) {
+  for (var first = 0u; first < N / 8; first += THREADS) {
     let octet = first + thread;
-    var a = vec4f();
-    var b = vec4f();
-    if (octet < N / 8u) {
-      a = value_skip(row, 2u * octet) * factor * load_weight(2u * octet);
-      b = value_skip(row, 2u * octet + 1u) * factor * load_weight(2u * octet + 1u);
-    }
-    write_int8(row, octet, thread, a, b);
+    let i = 2 * min(octet, N / 8 - 1);
+    write_int8(row, octet, thread, i, value_skip(row, i), value_skip(row, i + 1));
   }
+}
+
+// ONNX nodes:
+//   /model/layers.0/mlp/gate_proj/MatMul_Q4, /model/layers.0/mlp/up_proj/MatMul_Q4,
+//     /model/layers.0/mlp/act_fn/Sigmoid, /model/layers.0/mlp/act_fn/Mul, /model/layers.0/mlp/Mul,
+//     /model/layers.0/mlp/down_proj/MatMul_Q4
+@compute @workgroup_size(64)
+fn quantize_main_2(
+  @builtin(workgroup_id) group: vec3u,
+  @builtin(num_workgroups) groups: vec3u,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  let i = (group.y * groups.x + group.x) * 64 + thread;
+  let row = i / BLOCKS;
+  let block = i % BLOCKS;
+  if (row >= min(arrayLength(&y) / STRIDE, sequence.length) || sequence.stop != 0) {
+    return;  // no token in this row, or generation has ended
+  }
+  var values: array<vec4f, 8>;
+  var largest = vec4f();
+  for (var j = 0u; j < 8; j++) {
+    values[j] = values_at(row, block * 32 + 4 * j);
+    largest = max(largest, abs(values[j]));
+  }
+  let limit = greatest_of(largest);
+  let at = row * STRIDE + block * 8;
+  for (var j = 0u; j < 8; j += 2) {
+    let words = int8_octet(values[j], values[j + 1], 127.0 / max(limit, 1e-30));
+    y[at + j] = words.x;
+    y[at + j + 1] = words.y;
+  }
+  y[row * STRIDE + 24 + block] = bitcast<u32>(limit / 127.0);
 }

@@ -1,10 +1,8 @@
-struct Sequence {
-  past_length: u32, length: u32,
-}
+struct Sequence { past_length: u32, length: u32 }
 
 @group(0) @binding(0) var<storage, read> sequence: Sequence;
-@group(0) @binding(1) var<storage, read> qkv: array<f32>;  // [rows, heads of q, k and v, head_size]
-@group(0) @binding(2) var<storage, read_write> q: array<f32>;  // [rows, heads, head_size]
+@group(0) @binding(1) var<storage, read> qkv: array<vec2f>;  // [rows, heads of q, k and v, head_size]
+@group(0) @binding(2) var<storage, read_write> q: array<vec2f>;  // [rows, heads, head_size]
 @group(0) @binding(3) var<storage, read_write> k_cache: array<u32>;  // [kv_heads, capacity, head_size], two f16 to a word
 @group(0) @binding(4) var<storage, read_write> v_cache: array<u32>;
 @group(0) @binding(5) var<storage, read> rope: array<u32>;
@@ -14,11 +12,11 @@ const ROPE_WIDTH = 16u;
 
 fn rope_value(row: u32, i: u32) -> f32 {
   let at = row * ROPE_WIDTH + i;
-  return unpack2x16float(rope[at >> 1u] >> (16u * (at & 1u))).x;
+  return unpack2x16float(rope[at >> 1] >> (16 * (at & 1))).x;
 }
 
 fn rope_angle(position: u32, i: u32) -> vec2f {
-  let row = min(position, ROPE_ROWS - 1u);
+  let row = min(position, ROPE_ROWS - 1);
   return vec2f(rope_value(row, i), rope_value(ROPE_ROWS + row, i));
 }
 
@@ -34,17 +32,15 @@ fn rotate(pair: vec2f, angle: vec2f) -> vec2f {
   return vec2f(pair.x * angle.x - pair.y * angle.y, pair.y * angle.x + pair.x * angle.y);
 }
 
-// Value `i` of a head.
-fn value_of(row: u32, head: u32, i: u32) -> f32 {
-  return qkv[(row * N_HEADS + head) * HEAD_SIZE + i];
+// Two neighbours of a head, from `i` on, which is even.
+fn pair_at(row: u32, head: u32, i: u32) -> vec2f {
+  return qkv[((row * N_HEADS + head) * HEAD_SIZE + i) / 2];
 }
 
-// Two adjacent values of a head to where they belong; `i` is even.
+// The same two to where they belong.
 fn put(row: u32, head: u32, i: u32, pair: vec2f) {
   if (head < FIRST_KV) {
-    let at = (row * FIRST_KV + head) * HEAD_SIZE + i;
-    q[at] = pair.x;
-    q[at + 1u] = pair.y;
+    q[((row * FIRST_KV + head) * HEAD_SIZE + i) / 2] = pair;
     return;
   }
   let position = sequence.past_length + row;
@@ -52,17 +48,17 @@ fn put(row: u32, head: u32, i: u32, pair: vec2f) {
     return;  // the cache is full
   }
   let kv_head = head - FIRST_KV;
-  let to = (kv_head % KV_HEADS * CAPACITY + position) * HEAD_SIZE + i;
+  let to = ((kv_head % KV_HEADS * CAPACITY + position) * HEAD_SIZE + i) / 2;
   if (kv_head < KV_HEADS) {
-    k_cache[to / 2u] = pack2x16float(pair);
+    k_cache[to] = pack2x16float(pair);
   } else {
-    v_cache[to / 2u] = pack2x16float(pair);
+    v_cache[to] = pack2x16float(pair);
   }
 }
 
 // ONNX nodes:
 //   /model/layers.0/attn/GroupQueryAttention
-@compute @workgroup_size(64, 1, 1)
+@compute @workgroup_size(64)
 fn main(@builtin(global_invocation_id) id: vec3u) {
   let row = id.y;
   let head = id.x / FOURS;
@@ -70,19 +66,19 @@ fn main(@builtin(global_invocation_id) id: vec3u) {
   if (head >= N_HEADS || row >= sequence.length) {
     return;
   }
-  let rotated = head < FIRST_KV + KV_HEADS && four < 8u;
+  let rotated = head < FIRST_KV + KV_HEADS;
+  // Four values: two neighbours, and their partners in the other half of what is rotated.
+  let i = select(4u, 2u, rotated) * four;
+  let j = i + select(2u, ROPE_WIDTH, rotated);
+  var low = pair_at(row, head, i);
+  var high = pair_at(row, head, j);
   if (rotated) {
     let position = sequence.past_length + row;
-    let i = 2u * four;  // and its partner in the other half
-    let first = vec2f(value_of(row, head, i), value_of(row, head, ROPE_WIDTH + i));
-    let second = vec2f(value_of(row, head, i + 1u), value_of(row, head, ROPE_WIDTH + i + 1u));
-    let a = rotate(first, rope_angle(position, i));
-    let b = rotate(second, rope_angle(position, i + 1u));
-    put(row, head, i, vec2f(a.x, b.x));
-    put(row, head, ROPE_WIDTH + i, vec2f(a.y, b.y));
-    return;
+    let a = rotate(vec2f(low.x, high.x), rope_angle(position, i));
+    let b = rotate(vec2f(low.y, high.y), rope_angle(position, i + 1));
+    low = vec2f(a.x, b.x);
+    high = vec2f(a.y, b.y);
   }
-  let i = 4u * four;
-  put(row, head, i, vec2f(value_of(row, head, i), value_of(row, head, i + 1u)));
-  put(row, head, i + 2u, vec2f(value_of(row, head, i + 2u), value_of(row, head, i + 3u)));
+  put(row, head, i, low);
+  put(row, head, j, high);
 }

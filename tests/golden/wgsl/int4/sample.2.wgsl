@@ -1,7 +1,7 @@
 // The next token: the largest logit, of equals the first.
 
 struct Sequence {
-  past_length: u32, length: u32, total_length: u32, call_length: u32, n_tokens: u32, limit: u32, stop: u32,
+  past_length: u32, length: u32, stop: u32, total_length: u32, call_length: u32, n_tokens: u32, limit: u32,
   sampling: u32, seed_low: u32, seed_high: u32, inverse_temperature: u32, top_k: u32, top_p: u32, min_p: u32,
   repetition_penalty: u32, inverse_repetition_penalty: u32, n_stop_tokens: u32, stop_tokens: array<u32, 16>,
 }
@@ -35,11 +35,11 @@ fn better(a: Best, b: Best) -> Best {
 // Leaves the best of all threads in bests[0].
 fn reduce_argmax(thread: u32, best: Best) {
   bests[thread] = best;
-  for (var n = THREADS / 4u; n > 0u; n /= 4u) {
+  for (var n = THREADS / 4; n > 0; n /= 4) {
     workgroupBarrier();
     if (thread < n) {
       bests[thread] = better(
-        better(bests[thread], bests[thread + n]), better(bests[thread + 2u * n], bests[thread + 3u * n]));
+        better(bests[thread], bests[thread + n]), better(bests[thread + 2 * n], bests[thread + 3 * n]));
     }
   }
   workgroupBarrier();
@@ -48,27 +48,11 @@ fn reduce_argmax(thread: u32, best: Best) {
 fn most_likely(thread: u32) -> u32 {
   var best = NONE;
   for (var i = 0u; i < PARTIALS_PER_THREAD; i++) {
-    let at = min(thread + i * THREADS, N_PARTIALS - 1u);
+    let at = min(thread + i * THREADS, N_PARTIALS - 1);
     best = better(best, Best(partial_values[at], partial_indices[at]));
   }
   reduce_argmax(thread, best);
-  return min(bests[0].index, VOCAB_SIZE - 1u);  // all NaN: still a token
-}
-
-// Words of the sequence, loaded before anything waits.
-struct Place {
-  past_length: u32,
-  n_tokens: u32,
-  limit: u32,
-  stop: u32,
-  n_stop_tokens: u32,
-  stop_token: u32,  // one for each thread
-}
-
-fn place(thread: u32) -> Place {
-  return Place(
-    sequence.total_length, sequence.n_tokens, sequence.limit, sequence.stop, sequence.n_stop_tokens,
-    sequence.stop_tokens[min(thread, 15u)]);
+  return min(bests[0].index, VOCAB_SIZE - 1);  // all NaN: still a token
 }
 
 const STOP_TOKEN = 1u;
@@ -76,45 +60,46 @@ const STOP_LIMIT = 2u;
 
 var<workgroup> stops: atomic<u32>;
 
-fn advance(thread: u32, at: Place, token: u32) {
-  if (thread < at.n_stop_tokens && token == at.stop_token) {
+fn advance(thread: u32, now: Sequence, stop_token: u32, token: u32) {
+  if (thread < now.n_stop_tokens && token == stop_token) {
     atomicStore(&stops, 1u);
   }
   workgroupBarrier();
-  if (thread != 0u || at.stop != 0u) {
+  if (thread != 0 || now.stop != 0) {
     return;
   }
-  sequence.past_length = at.past_length;
+  sequence.past_length = now.total_length;
   sequence.length = 1u;
-  sequence.total_length = at.past_length + 1u;
-  sequence.call_length = max(at.past_length + 1u, at.n_tokens);
-  if (at.past_length != at.n_tokens) {
+  sequence.total_length = now.total_length + 1;
+  sequence.call_length = max(now.total_length + 1, now.n_tokens);
+  if (now.total_length != now.n_tokens) {
     return;  // more of the prompt is to come
   }
-  if (atomicLoad(&stops) != 0u) {
+  if (atomicLoad(&stops) != 0) {
     sequence.stop = STOP_TOKEN;
     return;
   }
-  tokens[at.n_tokens] = i32(token);
-  sequence.n_tokens = at.n_tokens + 1u;
-  if (at.n_tokens + 1u >= at.limit) {
+  tokens[now.n_tokens] = i32(token);
+  sequence.n_tokens = now.n_tokens + 1;
+  if (now.n_tokens + 1 >= now.limit) {
     sequence.stop = STOP_LIMIT;
   }
 }
 
-@compute @workgroup_size(16, 1, 1)
+@compute @workgroup_size(16)
 fn sample_greedy(@builtin(local_invocation_index) thread: u32) {
-  let at = place(thread);
-  if (thread == 0u) {
+  let now = sequence;  // before anything waits
+  let stop_token = sequence.stop_tokens[min(thread, 15u)];  // one for each thread
+  if (thread == 0) {
     atomicStore(&stops, 0u);
   }
   let token = most_likely(thread);
-  advance(thread, at, token);
+  advance(thread, now, stop_token, token);
 }
 
 // Sampling, step 1 of 4: logits, after the repetition penalty, as u32 keys in their order; 0 is never drawn.
 
-const SPAN = 64u;  // tokens_keys per workgroup
+const SPAN = 64u;  // tokens per workgroup
 
 @group(0) @binding(0) var<storage, read> sequence_keys: Sequence;
 @group(0) @binding(1) var<storage, read_write> histogram: array<atomic<u32>>;
@@ -127,8 +112,8 @@ var<workgroup> greatest: atomic<u32>;
 var<workgroup> seen: array<atomic<u32>, 2>;  // a bit per token of the span
 
 // Not when the arg-max is wanted, nor after the end, nor inside a prompt.
-fn sampling_runs() -> bool {
-  return sequence_keys.sampling != 0u && sequence_keys.stop == 0u && sequence_keys.total_length == sequence_keys.n_tokens;
+fn sampling_runs(now: Sequence) -> bool {
+  return now.sampling != 0 && now.stop == 0 && now.total_length == now.n_tokens;
 }
 
 // The reciprocal comes from the host: division is not exact here.
@@ -153,53 +138,53 @@ fn key_of(bits: u32) -> u32 {
 // Four logits; -inf behind the end.
 fn logits_from(token: u32) -> vec4u {
   var four: vec4u;
-  for (var i = 0u; i < 4u; i++) {
-    four[i] = select(0xff800000u, logits[min(token + i, VOCAB_SIZE - 1u)], token + i < VOCAB_SIZE);
+  for (var i = 0u; i < 4; i++) {
+    four[i] = select(0xff800000u, logits[min(token + i, VOCAB_SIZE - 1)], token + i < VOCAB_SIZE);
   }
   return four;
 }
 
-@compute @workgroup_size(16, 1, 1)
+@compute @workgroup_size(16)
 fn sample_keys(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
   let begin = group.x * SPAN;
-  var bits = logits_from(begin + 4u * thread);  // asked for before anything waits
-  if (!sampling_runs()) {
+  var bits = logits_from(begin + 4 * thread);  // asked for before anything waits
+  if (!sampling_runs(sequence_keys)) {
     return;
   }
-  for (var i = thread; group.x == 0u && i < 517u; i += THREADS) {
+  for (var i = thread; group.x == 0 && i < 517; i += THREADS) {
     atomicStore(&histogram[i], 0u);
   }
-  for (var i = thread; i < SPAN / 32u; i += THREADS) {
+  for (var i = thread; i < SPAN / 32; i += THREADS) {
     atomicStore(&seen[i], 0u);
   }
-  if (thread == 0u) {
+  if (thread == 0) {
     atomicStore(&greatest, 0u);
   }
   workgroupBarrier();
   let n_seen = select(sequence_keys.n_tokens, 0u, sequence_keys.repetition_penalty == 0x3f800000u);  // 1.0
-  for (var i = thread; i < n_seen; i += 4u * THREADS) {
+  for (var i = thread; i < n_seen; i += 4 * THREADS) {
     var places: vec4u;  // all before the first is looked at; behind the end the last again
-    for (var j = 0u; j < 4u; j++) {
-      places[j] = u32(tokens_keys[min(i + j * THREADS, n_seen - 1u)]) - begin;  // wraps around below the span
+    for (var j = 0u; j < 4; j++) {
+      places[j] = u32(tokens_keys[min(i + j * THREADS, n_seen - 1)]) - begin;  // wraps around below the span
     }
-    for (var j = 0u; j < 4u; j++) {
+    for (var j = 0u; j < 4; j++) {
       if (places[j] < SPAN) {
-        atomicOr(&seen[places[j] / 32u], 1u << (places[j] % 32u));
+        atomicOr(&seen[places[j] / 32], 1u << (places[j] % 32));
       }
     }
   }
   workgroupBarrier();
-  for (var place = 4u * thread; place < SPAN; place += 4u * THREADS) {
-    let marks = atomicLoad(&seen[place / 32u]) >> (place % 32u);
+  for (var place = 4 * thread; place < SPAN; place += 4 * THREADS) {
+    let marks = atomicLoad(&seen[place / 32]) >> (place % 32);
     var key: vec4u;
-    for (var j = 0u; j < 4u; j++) {
-      key[j] = key_of(select(bits[j], penalised(bits[j]), (marks >> j) % 2u == 1u));
+    for (var j = 0u; j < 4; j++) {
+      key[j] = key_of(select(bits[j], penalised(bits[j]), (marks >> j) % 2 == 1));
     }
-    scores[(begin + place) / 4u] = key;
+    scores[(begin + place) / 4] = key;
     atomicMax(&greatest, max(max(key.x, key.y), max(key.z, key.w)));
   }
   workgroupBarrier();
-  if (thread == 0u) {
+  if (thread == 0) {
     span_keys[group.x] = atomicLoad(&greatest);
   }
 }
@@ -213,20 +198,20 @@ const ROOM = 80u;  // fours of tokens in all
 @group(0) @binding(3) var<storage, read> span_keys_weights: array<u32>;
 
 fn has_top_k() -> bool {
-  return sequence_keys.top_k != 0u && sequence_keys.top_k < VOCAB_SIZE;
+  return sequence_keys.top_k != 0 && sequence_keys.top_k < VOCAB_SIZE;
 }
 
 // Whether tokens are to be compared one by one.
 fn has_candidates() -> bool {
-  return has_top_k() || sequence_keys.top_p != 0u;
+  return has_top_k() || sequence_keys.top_p != 0;
 }
 
 // The upper 32 bits of a · b.
 fn multiply_high(a: u32, b: u32) -> u32 {
   let low = (a & 0xffffu) * (b & 0xffffu);
-  let middle = (a >> 16u) * (b & 0xffffu) + (low >> 16u);
-  let other = (a & 0xffffu) * (b >> 16u) + (middle & 0xffffu);
-  return (a >> 16u) * (b >> 16u) + (middle >> 16u) + (other >> 16u);
+  let middle = (a >> 16) * (b & 0xffffu) + (low >> 16);
+  let other = (a & 0xffffu) * (b >> 16) + (middle & 0xffffu);
+  return (a >> 16) * (b >> 16) + (middle >> 16) + (other >> 16);
 }
 
 // The histogram: low words of bins, as many high words, and then what there is to know of the candidates:
@@ -235,7 +220,7 @@ const BINS = 256u;
 // 8 bins per power of two, the greatest weights first.
 fn bin_of(weight: u32) -> u32 {
   let octave = countLeadingZeros(weight);
-  return 8u * octave + (~(weight << octave) >> 28u);
+  return 8 * octave + (~(weight << octave) >> 28);
 }
 
 fn logit_of(key: u32) -> f32 {
@@ -244,20 +229,20 @@ fn logit_of(key: u32) -> f32 {
 
 // 2^31 · 2^(-x / 2^26), rounded down; off by 3.5e-9 at most.
 fn power_of_two(x: u32) -> u32 {
-  let fraction = x << 6u;
+  let fraction = x << 6;
   var sum = 0x00071d9cu;
   sum = 0x005375c2u - multiply_high(fraction, sum);
   sum = 0x0273b234u - multiply_high(fraction, sum);
   sum = 0x0e349a30u - multiply_high(fraction, sum);
   sum = 0x3d7f5603u - multiply_high(fraction, sum);
   sum = 0xb17215e1u - multiply_high(fraction, sum);
-  sum = 0x80000000u - multiply_high(fraction, sum) / 2u;
-  return sum >> (x >> 26u);
+  sum = 0x80000000u - multiply_high(fraction, sum) / 2;
+  return sum >> (x >> 26);
 }
 
 // inverse_temperature holds 2^26 · log2(e) / temperature.
 fn weight_of(key: u32, greatest: f32) -> u32 {
-  if (key == 0u) {
+  if (key == 0) {
     return 0u;
   }
   let below = (greatest - logit_of(key)) * bitcast<f32>(sequence_keys.inverse_temperature);
@@ -269,7 +254,7 @@ fn weight_of(key: u32, greatest: f32) -> u32 {
 
 // Adds a token to its bin: top-k counts, top-p alone weighs.
 fn count(weight: u32) {
-  if (weight == 0u || !has_candidates()) {
+  if (weight == 0 || !has_candidates()) {
     return;
   }
   let bin = bin_of(weight);
@@ -280,24 +265,24 @@ fn count(weight: u32) {
   }
 }
 
-@compute @workgroup_size(16, 1, 1)
+@compute @workgroup_size(16)
 fn sample_weights(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
-  let begin = group.x * (SPAN / 4u);
+  let begin = group.x * (SPAN / 4);
   var key = scores[begin + thread];  // before anything waits
-  let span_key = span_keys_weights[min(thread, N_SPANS - 1u)];
-  if (!sampling_runs()) {
+  let span_key = span_keys_weights[min(thread, N_SPANS - 1)];
+  if (!sampling_runs(sequence_keys)) {
     return;
   }
-  if (thread == 0u) {
+  if (thread == 0) {
     atomicStore(&greatest, 0u);
   }
   workgroupBarrier();
   atomicMax(&greatest, span_key);
   workgroupBarrier();
   let logit = logit_of(atomicLoad(&greatest));
-  for (var i = thread; i < SPAN / 4u; i += THREADS) {
+  for (var i = thread; i < SPAN / 4; i += THREADS) {
     var weight: vec4u;
-    for (var j = 0u; j < 4u; j++) {
+    for (var j = 0u; j < 4; j++) {
       weight[j] = weight_of(key[j], logit);
       count(weight[j]);
     }
@@ -340,7 +325,7 @@ fn fraction_of(a: Wide, part: u32) -> Wide {
 }
 
 fn least_one(a: Wide) -> Wide {
-  return select(a, wide(1u), a.x == 0u && a.y == 0u);
+  return select(a, wide(1u), a.x == 0 && a.y == 0);
 }
 
 var<workgroup> sums: array<Wide, 2 * THREADS>;  // two halves, written by turns
@@ -352,9 +337,9 @@ fn running_sum(thread: u32, value: Wide) -> Wide {
   var sum = value;
   var half = 0u;
   sums[thread] = sum;
-  for (var step = 1u; step < THREADS; step *= 4u) {
+  for (var step = 1u; step < THREADS; step *= 4) {
     workgroupBarrier();
-    for (var i = 1u; i < 4u; i++) {
+    for (var i = 1u; i < 4; i++) {
       if (thread >= i * step) {
         sum = add_wide(sum, sums[half + thread - i * step]);
       }
@@ -367,12 +352,12 @@ fn running_sum(thread: u32, value: Wide) -> Wide {
 }
 
 fn total() -> Wide {
-  return sums[THREADS - 1u];
+  return sums[THREADS - 1];
 }
 
 // What the one thread says that sees a running sum reach `least`, and the sum before; else zeros.
 fn find(thread: u32, what: u32, before: Wide, upto: Wide, least: Wide) -> vec3u {
-  if (thread == 0u) {
+  if (thread == 0) {
     found = vec3u();
   }
   workgroupBarrier();
@@ -387,9 +372,9 @@ const BY_COUNT = 513u;  // 1 where top-k is the first filter
 const TOP_P = 514u;  // of the second one, in 2^-32; 0: there is none
 const NEEDED = 515u;  // how many of them, or how much weight, the first one keeps: two words
 
-@compute @workgroup_size(16, 1, 1)
+@compute @workgroup_size(16)
 fn sample_candidates(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
-  let begin = group.x * (SPAN / 4u);
+  let begin = group.x * (SPAN / 4);
   var key = scores_candidates[begin + thread];  // before anything waits
   var weight = scores_candidates[ROOM + begin + thread];
   var bins: array<Wide, BINS_PER_THREAD>;
@@ -400,7 +385,7 @@ fn sample_candidates(@builtin(workgroup_id) group: vec3u, @builtin(local_invocat
     bins[i] = Wide(atomicLoad(&histogram[bin]), high);
     sum = add_wide(sum, bins[i]);
   }
-  if (!sampling_runs()) {
+  if (!sampling_runs(sequence_keys)) {
     return;
   }
 
@@ -415,7 +400,7 @@ fn sample_candidates(@builtin(workgroup_id) group: vec3u, @builtin(local_invocat
     }
     var before = subtract_wide(upto, sum);
     var bin = thread * BINS_PER_THREAD;
-    for (var i = 0u; i < BINS_PER_THREAD - 1u; i++) {
+    for (var i = 0u; i < BINS_PER_THREAD - 1; i++) {
       let upto_bin = add_wide(before, bins[i]);
       if (!is_less(upto_bin, least)) {
         break;
@@ -426,34 +411,34 @@ fn sample_candidates(@builtin(workgroup_id) group: vec3u, @builtin(local_invocat
     let end = find(thread, bin, before, upto, least);
     last = end.x;
     first = end.x;
-    let has_both = has_top_k() && sequence_keys.top_p != 0u;
+    let has_both = has_top_k() && sequence_keys.top_p != 0;
     if (has_both) {
       first = 0u;
     } else {
       least = subtract_wide(least, end.yz);
     }
-    if (group.x == 0u && thread == 0u) {
+    if (group.x == 0 && thread == 0) {
       atomicStore(&histogram[BY_COUNT], select(0u, 1u, has_top_k()));
       atomicStore(&histogram[TOP_P], select(0u, sequence_keys.top_p, has_both));
       atomicStore(&histogram[NEEDED], least.x);
-      atomicStore(&histogram[NEEDED + 1u], least.y);
+      atomicStore(&histogram[NEEDED + 1], least.y);
     }
   }
 
   sum = Wide();
-  for (var i = thread; i < SPAN / 4u; i += THREADS) {
-    for (var j = 0u; j < 4u; j++) {
+  for (var i = thread; i < SPAN / 4; i += THREADS) {
+    for (var j = 0u; j < 4; j++) {
       let bin = bin_of(max(weight[j], 1u));
-      if (weight[j] != 0u && bin >= first && bin <= last) {
+      if (weight[j] != 0 && bin >= first && bin <= last) {
         let at = atomicAdd(&histogram[COUNT], 1u);
-        list[at] = vec4u(key[j], weight[j], 4u * (begin + i) + j, 0u);
+        list[at] = vec4u(key[j], weight[j], 4 * (begin + i) + j, 0u);
       } else if (weight[j] >= sequence_keys.min_p && bin < first) {
         sum = add_wide(sum, wide(weight[j]));
       }
     }
   }
   running_sum(thread, sum);
-  if (thread == 0u) {
+  if (thread == 0) {
     span_weights[group.x] = total();
   }
 }
@@ -466,11 +451,11 @@ fn sample_candidates(@builtin(workgroup_id) group: vec3u, @builtin(local_invocat
 
 var<workgroup> draws: bool;
 
-// The first word of Philox-4x32-10 (Salmon et al., Parallel random numbers: as easy as 1, 2, 3, 2011).
+// The first word of Philox-4x32-10 (Salmon et al. 2011).
 fn philox(counter: u32, seed: vec2u) -> u32 {
   var state = vec4u(counter, 0u, 0u, 0u);
   var key = seed;
-  for (var i = 0u; i < 10u; i++) {
+  for (var i = 0u; i < 10; i++) {
     let high = vec2u(multiply_high(0xd2511f53u, state.x), multiply_high(0xcd9e8d57u, state.z));
     let low = vec2u(0xd2511f53u * state.x, 0xcd9e8d57u * state.z);
     state = vec4u(high.y ^ state.y ^ key.x, low.y, high.x ^ state.w ^ key.y, low.x);
@@ -516,14 +501,14 @@ fn threshold(thread: u32, n: u32, by_count: bool, least: Wide) -> u32 {
   var high = ~0u;
   var range = ~0u;
   var missing = least;
-  for (var shift = 32u - DIGIT_BITS; range != 0u; shift -= DIGIT_BITS) {
+  for (var shift = 32 - DIGIT_BITS; range != 0; shift -= DIGIT_BITS) {
     clear_bins(thread);
-    for (var i = thread; i < n; i += 4u * THREADS) {
+    for (var i = thread; i < n; i += 4 * THREADS) {
       var four: array<vec4u, 4>;  // all before the first is looked at
-      for (var j = 0u; j < 4u; j++) {
-        four[j] = list_main[min(i + j * THREADS, n - 1u)];
+      for (var j = 0u; j < 4; j++) {
+        four[j] = list_main[min(i + j * THREADS, n - 1)];
       }
-      for (var j = 0u; j < 4u; j++) {
+      for (var j = 0u; j < 4; j++) {
         let below = high - four[j].x;
         if (i + j * THREADS < n && below <= range) {
           add_to_bin(below >> shift, select(four[j].y, 1u, by_count));
@@ -535,21 +520,21 @@ fn threshold(thread: u32, n: u32, by_count: bool, least: Wide) -> u32 {
     let digit = find(thread, thread, subtract_wide(upto, bin_sum(thread)), upto, missing);
     missing = subtract_wide(missing, digit.yz);
     high -= digit.x << shift;
-    range = (1u << shift) - 1u;
+    range = (1u << shift) - 1;
   }
   return high;
 }
 
 // The same where a thread has a candidate at most: it is kept if those above it do not come to `least`.
 fn threshold_of_few(thread: u32, n: u32, by_count: bool, least: Wide) -> u32 {
-  if (thread == 0u) {
+  if (thread == 0) {
     atomicStore(&least_kept, ~0u);
   }
   workgroupBarrier();
   if (thread < n) {
     var above = Wide();
-    for (var i = 0u; i < n; i += 4u) {
-      for (var j = i; j < i + 4u; j++) {
+    for (var i = 0u; i < n; i += 4) {
+      for (var j = i; j < i + 4; j++) {
         let other = list_main[j];
         above = add_wide(above, wide(select(0u, select(other.y, 1u, by_count), j < n && other.x > candidate.x)));
       }
@@ -580,9 +565,9 @@ fn drawn_weight(key: u32, weight: u32, least_key: u32) -> u32 {
 // The first token at which the running sum of the surviving weights is over a random fraction of their total.
 fn drawn(thread: u32, n: u32, span_weight: Wide) -> u32 {
   var least_key = 0u;  // that no filter takes out
-  if (n != 0u) {
-    least_key = threshold(thread, n, histogram_main[BY_COUNT] != 0u, Wide(histogram_main[NEEDED], histogram_main[NEEDED + 1u]));
-    if (histogram_main[TOP_P] != 0u) {
+  if (n != 0) {
+    least_key = threshold(thread, n, histogram_main[BY_COUNT] != 0, Wide(histogram_main[NEEDED], histogram_main[NEEDED + 1]));
+    if (histogram_main[TOP_P] != 0) {
       let kept = weight_down_to(thread, n, least_key);
       least_key = threshold(thread, n, false, least_one(fraction_of(kept, histogram_main[TOP_P])));
     }
@@ -593,7 +578,7 @@ fn drawn(thread: u32, n: u32, span_weight: Wide) -> u32 {
   for (var i = thread; i < n; i += THREADS) {
     add_to_bin(list_main[i].z / SPAN, drawn_weight(list_main[i].x, list_main[i].y, least_key));
   }
-  if (thread == 0u) {
+  if (thread == 0) {
     random = philox(sequence.n_tokens, vec2u(sequence.seed_low, sequence.seed_high));
     random = select(0u, random, sequence.sampling == SAMPLING_DRAW);  // 0: the first survivor
   }
@@ -613,7 +598,7 @@ fn drawn(thread: u32, n: u32, span_weight: Wide) -> u32 {
   upto = running_sum(thread, value);
   var before = subtract_wide(upto, value);
   var token = first;
-  while (token < first + TOKENS_PER_THREAD - 1u) {
+  while (token < first + TOKENS_PER_THREAD - 1) {
     let sum = add_wide(before, wide(weight_of_token(token, least_key)));
     if (!is_less(sum, missing)) {
       break;
@@ -625,22 +610,22 @@ fn drawn(thread: u32, n: u32, span_weight: Wide) -> u32 {
 }
 
 fn weight_of_token(token: u32, least_key: u32) -> u32 {
-  let four = token / 4u;
-  return drawn_weight(scores_candidates[four][token % 4u], scores_candidates[ROOM + four][token % 4u], least_key);
+  let four = token / 4;
+  return drawn_weight(scores_candidates[four][token % 4], scores_candidates[ROOM + four][token % 4], least_key);
 }
 
-@compute @workgroup_size(16, 1, 1)
+@compute @workgroup_size(16)
 fn sample_main(@builtin(local_invocation_index) thread: u32) {
-  let at = place(thread);
-  if (thread == 0u) {
+  let now = sequence;  // before anything waits
+  let stop_token = sequence.stop_tokens[min(thread, 15u)];  // one for each thread
+  if (thread == 0) {
     atomicStore(&stops, 0u);
   }
-  let span_weight = span_weights_main[min(thread, N_SPANS - 1u)];
+  let span_weight = span_weights_main[min(thread, N_SPANS - 1)];
   candidate = list_main[thread];
   let n_candidates = histogram_main[COUNT];
-  if (thread == 0u) {
-    // As in the steps before.
-    draws = sequence.sampling != 0u && at.stop == 0u && at.past_length == at.n_tokens;
+  if (thread == 0) {
+    draws = sampling_runs(now);
   }
   var token = 0u;
   if (workgroupUniformLoad(&draws)) {
@@ -648,5 +633,5 @@ fn sample_main(@builtin(local_invocation_index) thread: u32) {
   } else {
     token = most_likely(thread);
   }
-  advance(thread, at, token);
+  advance(thread, now, stop_token, token);
 }
