@@ -5,12 +5,15 @@ Drawing takes four kernels, three of them with many workgroups. Nothing is sorte
 1. `sample_keys`: the repetition penalty on every token of the history (once each; positive logits are
    divided by it, others multiplied), then u32 keys in the order of the logits.
 2. `sample_weights`: exp((logit - greatest) / temperature) as an integer fraction of 2^31, and a histogram
-   of these weights, 32 bins per octave, for top-k and top-p.
-3. `sample_candidates`: the bin in which top-k or top-p ends. Only the tokens of that bin (for top-k also
-   those above it) are compared one by one: it lists them, and adds up the others that survive.
-4. `sample`: the exact thresholds; each of up to 256 candidates looks at all the others, more are searched
-   digit by digit (radix selection). Then the first token, in the order of the vocabulary, at which the
-   running sum of the surviving weights is over a random fraction of their total.
+   of the tokens by their weight, 32 bins per octave. It counts them for top-k, and adds up weights for top-p.
+3. `sample_candidates`: the bin in which the filter ends: top-k, or top-p where there is no top-k. The tokens
+   of that bin are the candidates, and those above it too if top-p follows top-k. It lists them, and adds up
+   the weights of the others that survive.
+4. `sample`: the least key that the filters keep. Of at most 256 candidates each is compared with all others;
+   more are searched digit by digit (radix selection). Then the first token, in the order of the vocabulary,
+   at which the running sum of the surviving weights is over a random fraction of their total.
+
+Each loads what it can before it waits for anything, the words of the sequence included.
 
 The filters are those of transformers and vLLM, in their order: penalty, temperature, top-k, top-p, min-p.
 top-p is a part of the weight that top-k leaves, min-p of the greatest weight. Ties: every token whose logit
@@ -30,6 +33,7 @@ from ..program import Binding, Constant, DType, Kernel, Role, Tensor
 from ..sequence import (
     ARGMAX_INDICES,
     ARGMAX_VALUES,
+    MAX_STOP_TOKENS,
     SAMPLING_DRAW,
     SEQUENCE,
     STOP_LIMIT,
@@ -40,22 +44,21 @@ from .builder import Builder, reads, renamed, writes
 from .sequence_state import logits_of
 
 SAMPLE_THREADS = 256
-"""Per workgroup; also the digit of a radix selection, and the most spans that the vocabulary is cut into."""
+"""Per workgroup, a power of 4; also the digit of a radix selection, and the most spans of the vocabulary."""
 
 CPU_SAMPLE_THREADS = 16
 """The same where a CPU plays the GPU: SwiftShader takes 0.6 ms to compile a word of workgroup memory."""
 
 BINS = 1024
-"""Of the histogram of weights: 32 per octave, so that few tokens share the one in which a filter ends."""
+"""Of the histogram: the more, the fewer candidates. A workgroup has two words of memory for each."""
 
 CPU_BINS = 256
-"""The same where a CPU plays the GPU."""
+"""The same where a CPU plays the GPU; it has them in storage only."""
 
-MIN_SPAN = 512
-"""Tokens of the vocabulary per workgroup of the first three kernels, unless that makes too many spans."""
+HISTOGRAM_WORDS = 5
+"""Words of `sample/histogram` behind its bins (sample_histogram.wgsl.j2)."""
 
-CANDIDATES_WORDS = 8 + 1
-"""Words of `sample/candidates` beside its list: a header, and one more, as WGSL sizes are multiples of 8."""
+assert CPU_SAMPLE_THREADS >= MAX_STOP_TOKENS, "a thread compares the token with one of them"
 
 
 def greedy(builder: Builder) -> Kernel:
@@ -77,36 +80,41 @@ def sample(builder: Builder) -> list[Kernel]:
     threads = _threads(builder)
     span, n_spans = spans(vocab_size, threads)
     bins = CPU_BINS if builder.target.cpu else BINS
-    candidates = builder.tensor(
-        "sample/candidates", DType.U32, (CANDIDATES_WORDS + 3 * vocab_size,), Role.ACTIVATION
-    )
+    room = n_spans * span
     scratch = {
-        "keys": builder.tensor("sample/keys", DType.U32, (vocab_size,), Role.ACTIVATION),
-        "span_keys": builder.tensor("sample/span_keys", DType.U32, (n_spans,), Role.ACTIVATION),
-        "weights": builder.tensor("sample/weights", DType.U32, (vocab_size,), Role.ACTIVATION),
-        "span_weights": builder.tensor("sample/span_weights", DType.U32, (n_spans, 2), Role.ACTIVATION),
-        "histogram": builder.tensor("sample/histogram", DType.U32, (3, bins), Role.ACTIVATION),
-        # As the kernels call it that clear its count, write it and read it.
-        **dict.fromkeys(("count_of_candidates", "candidates", "listed"), candidates),
+        name: builder.tensor(f"sample/{name}", DType.U32, dims, Role.ACTIVATION)
+        for name, dims in {
+            "scores": (2, room),
+            "span_keys": (n_spans,),
+            "histogram": (2 * bins + HISTOGRAM_WORDS,),
+            "list": (room, 4),
+            "span_weights": (n_spans, 2),
+        }.items()
     }
-    state = {"sequence": builder.tensors[SEQUENCE], "tokens": builder.tensors[TOKENS], "logits": logits}
-    shape: dict[str, Constant] = {"vocab_size": vocab_size, "span": span, "n_spans": n_spans, "bins": bins}
+    tensors = {**scratch, "tokens": builder.tensors[TOKENS], "logits": logits}
+    shape: dict[str, Constant] = {
+        "vocab_size": vocab_size,
+        "span": span,
+        "n_spans": n_spans,
+        "bins": bins,
+        "histogram_words": 2 * bins + HISTOGRAM_WORDS,
+        "direct": builder.target.cpu,
+    }
 
-    def kernel(step: str, read: str, written: str, nbytes: int) -> Kernel:
-        tensors = {**state, **scratch}
+    def kernel(step: str, written: str, read: str, nbytes: int) -> Kernel:
         bindings = [
-            *reads(**{name: tensors[name] for name in read.split()}),
+            *reads(sequence=builder.tensors[SEQUENCE]),
             *writes(**{name: tensors[name] for name in written.split()}),
+            *reads(**{name: tensors[name] for name in read.split()}),
         ]
-        name = f"sample_{step}"
-        return _sampling_kernel(name, n_spans, threads, bindings, shape, nbytes, vocab_size)
+        return _sampling_kernel(f"sample_{step}", n_spans, threads, bindings, shape, nbytes, vocab_size)
 
+    # In an order that gives kernels which share a file the same binding for the same use.
+    bins_nbytes = 0 if builder.target.cpu else 8 * bins
     return [
-        kernel("keys", "sequence tokens logits", "keys span_keys histogram", 4 + span // 8),
-        kernel("weights", "sequence keys span_keys", "weights histogram count_of_candidates", 4 + 12 * bins),
-        kernel(
-            "candidates", "sequence keys weights histogram", "candidates span_weights", _scan_nbytes(threads)
-        ),
+        kernel("keys", "histogram scores span_keys", "tokens logits", 4 + span // 8),
+        kernel("weights", "histogram scores", "span_keys", 4 + bins_nbytes),
+        kernel("candidates", "histogram list span_weights", "scores", _scan_nbytes(threads)),
         _choose(builder, threads, shape, scratch),
     ]
 
@@ -122,8 +130,8 @@ def _scan_nbytes(threads: int) -> int:
 
 def spans(vocab_size: int, threads: int = SAMPLE_THREADS) -> tuple[int, int]:
     """(tokens per span, spans) of the vocabulary: at most one span per thread of the last kernel."""
-    unit = max(threads, 32)  # whole words of bits, and the same number of tokens for each thread
-    span = max(MIN_SPAN, -(-vocab_size // (unit * threads)) * unit)
+    unit = 4 * threads  # fours of tokens, the same number for each thread
+    span = -(-vocab_size // (unit * threads)) * unit
     return span, -(-vocab_size // span)
 
 
@@ -139,7 +147,7 @@ def _choose(
     tensors = builder.tensors
     values, indices = tensors[ARGMAX_VALUES], tensors[ARGMAX_INDICES]
     state = reads(sequence=tensors[SEQUENCE]) if host else writes(sequence=tensors[SEQUENCE])
-    read = ("keys", "weights", "listed", "span_weights") if scratch else ()
+    read = ("scores", "span_weights", "histogram", "list") if scratch else ()
     bindings = [
         *state,
         *writes(tokens=tensors[TOKENS]),
@@ -154,10 +162,9 @@ def _choose(
         "stop_limit": STOP_LIMIT,
         "stop_token": STOP_TOKEN,
         "sampling_draw": SAMPLING_DRAW,
-        "digit_bits": threads.bit_length() - 1,
-        "digit_mask": hex(threads - 1),
+        "max_stop_tokens": MAX_STOP_TOKENS,
     }
-    nbytes = _scan_nbytes(threads) + 28 * threads + 12 if scratch else 8 * threads
+    nbytes = _scan_nbytes(threads) + 16 * threads + 16 if scratch else 8 * threads + 4
     kernel = _sampling_kernel("sample", 1, threads, bindings, constants, nbytes, prod(values.shape))
     return kernel if scratch else renamed(kernel, "sample_greedy")
 

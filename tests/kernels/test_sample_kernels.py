@@ -6,10 +6,10 @@ counter of its random number, so one set of logits gives as many independent dra
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
+from itertools import product
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -20,7 +20,7 @@ from gpu import ALL_TARGETS, device
 from sampling_reference import draw, penalised, philox, probabilities, softmax, surviving, weights_of
 from webgpu_compile.compiler.emit.wgsl import render
 from webgpu_compile.compiler.lowering.builder import Builder, DecoderShape
-from webgpu_compile.compiler.lowering.sampling import sample, spans
+from webgpu_compile.compiler.lowering.sampling import HISTOGRAM_WORDS, sample, spans
 from webgpu_compile.compiler.passes.functions import DOMAIN
 from webgpu_compile.compiler.program import DType, Program, Role
 from webgpu_compile.compiler.sequence import ARGMAX_INDICES, ARGMAX_VALUES, MAX_STOP_TOKENS, WORDS
@@ -53,9 +53,9 @@ def program_of(vocab_size: int, driven_by: str = "gpu", target: Target = PORTABL
 class Sampler:
     """The kernels of one vocabulary size on the GPU."""
 
-    def __init__(self, vocab_size: int, driven_by: str = "gpu") -> None:
+    def __init__(self, vocab_size: int, driven_by: str = "gpu", target: Target = PORTABLE) -> None:
         self.vocab_size = vocab_size
-        program = program_of(vocab_size, driven_by)
+        program = program_of(vocab_size, driven_by, target)
         usage = wgpu.BufferUsage.STORAGE | wgpu.BufferUsage.COPY_SRC | wgpu.BufferUsage.COPY_DST
         self.buffers = {
             name: device().create_buffer_with_data(data=b"\xa5" * (tensor.nbytes + 256), usage=usage)
@@ -63,7 +63,7 @@ class Sampler:
         }
         self.steps = []
         for kernel in program.kernels:
-            module = device().create_shader_module(code=render(kernel, PORTABLE))
+            module = device().create_shader_module(code=render(kernel, target))
             compute = {"module": module, "entry_point": "main"}
             pipeline = device().create_compute_pipeline(layout="auto", compute=compute)
             entries = [
@@ -91,9 +91,14 @@ class Sampler:
         self, logits: np.ndarray, history: Sequence[int], sampling: Sampling, n: int = 1, **changes: int
     ) -> list[int]:
         """`n` replays; the tokens that they append."""
+        return self.run_words(logits, history, self.words(history, sampling, **changes), n)
+
+    def run_words(
+        self, logits: np.ndarray, history: Sequence[int], words: np.ndarray, n: int = 1
+    ) -> list[int]:
         queue = device().queue
         queue.write_buffer(self.buffers["logits"], 0, np.ascontiguousarray(logits, np.float32))
-        queue.write_buffer(self.buffers["sequence"], 0, self.words(history, sampling, **changes))
+        queue.write_buffer(self.buffers["sequence"], 0, words)
         tokens = np.full(CAPACITY + 1, -1, np.int32)
         tokens[: len(history)] = history
         queue.write_buffer(self.buffers["tokens"], 0, tokens)
@@ -109,15 +114,24 @@ class Sampler:
         made = np.frombuffer(queue.read_buffer(self.buffers["tokens"]), np.int32)
         return [int(token) for token in made[len(history) : len(history) + n]]
 
+    def n_candidates(self) -> int:
+        """The length of the last list."""
+        nbytes = self.buffers["sample/histogram"].size - 256
+        words = np.frombuffer(device().queue.read_buffer(self.buffers["sample/histogram"]), np.uint32)
+        return int(words[nbytes // 4 - HISTOGRAM_WORDS])
+
     def check_guards(self) -> None:
         for name, nbytes in self.guards.items():
             data = bytes(device().queue.read_buffer(self.buffers[name], nbytes))
             assert data == b"\xa5" * len(data), f"{name}: written past its end"
 
 
-@cache
-def sampler(vocab_size: int, driven_by: str = "gpu") -> Sampler:
-    return Sampler(vocab_size, driven_by)
+_sampler = cache(Sampler)
+
+
+def sampler(vocab_size: int, driven_by: str = "gpu", target: Target = PORTABLE) -> Sampler:
+    """One for the same arguments, however they are given."""
+    return _sampler(vocab_size, driven_by, target)
 
 
 def logits_of(vocab_size: int, seed: int = 0, spread: float = 3.0) -> np.ndarray:
@@ -125,10 +139,15 @@ def logits_of(vocab_size: int, seed: int = 0, spread: float = 3.0) -> np.ndarray
 
 
 def assert_exact(
-    logits: np.ndarray, sampling: Sampling, n: int = 20, history: Sequence[int] = (0,), name: object = ""
+    logits: np.ndarray,
+    sampling: Sampling,
+    n: int = 20,
+    history: Sequence[int] = (0,),
+    name: object = "",
+    target: Target = PORTABLE,
 ) -> list[int]:
     """`n` draws behind `history`, each the reference's. Returns them."""
-    made = sampler(len(logits)).run(logits, history, sampling, n)
+    made = sampler(len(logits), target=target).run(logits, history, sampling, n)
     known = list(history)
     for token in made:
         assert token == draw(logits, known, sampling), f"{name} {sampling} behind {len(known)} tokens"
@@ -193,19 +212,65 @@ def test_cuts_at_every_place() -> None:
         assert_exact(logits, Sampling(1.0, min_p=min_p, seed=4), 6)
 
 
-def test_lists_of_every_length() -> None:
-    """None; one a thread, which looks at all others; more, of which a digit leaves few; very many."""
-    lengths = []
-    cases = [{}, {"top_p": 0.7}, {"top_k": 250}, {"top_k": 250, "top_p": 0.6}, {"top_k": 1000, "top_p": 0.9}]
-    for spread in (0.002, 0.05, 0.5, 3.0):
-        logits = logits_of(40000, 1, spread)
-        for case in cases:
-            for ties in (9, 2):  # decimal places
-                rounded = np.round(logits / np.float32(spread), ties) * np.float32(spread)
-                assert_exact(rounded, Sampling(0.9, seed=5, **case), 3, name=case)
-                data = device().queue.read_buffer(sampler(40000).buffers["sample/candidates"], 0, 4)
-                lengths.append(int(np.frombuffer(data, np.uint32)[0]))
-    assert {bisect_left([0, 256, 10_000], n) for n in lengths} == {0, 1, 2, 3}
+LISTS: dict[str, dict[str, float]] = {
+    "top-k": {"top_k": 100},
+    "top-p": {"top_p": 0.6},
+    "both": {"top_k": 250, "top_p": 0.6},
+    "long both": {"top_k": 20000, "top_p": 0.9},
+}
+
+
+@pytest.mark.parametrize("target", [PORTABLE, SOFTWARE], ids=["portable", "software"])
+@pytest.mark.parametrize("vocab_size", [16, 17, 18, 256, 257, 258, 1025, 30000])
+def test_lists_of_every_length(vocab_size: int, target: Target) -> None:
+    """All in a bin, the greatest in one above: a candidate a thread, one more, many; ties of all kinds."""
+    steps = np.random.default_rng(vocab_size).permutation(vocab_size).astype(np.float32) / vocab_size
+    cases = {
+        "one bin": 3 + 0.005 * steps,
+        "around 0": 0.01 * (steps - 0.5),
+        "ties": 3 + 0.005 * np.floor(5 * steps),
+        "equal": np.full(vocab_size, -1.5),
+        "a peak": np.where(steps == 0, 2, 0.005 * steps),
+    }
+    for (case, logits), (name, filters) in product(cases.items(), LISTS.items()):
+        assert_exact(
+            logits.astype(np.float32), Sampling(0.9, seed=7, **filters), 3, [0], (case, name), target
+        )
+        if case == "one bin":
+            both = filters.get("top_k", vocab_size) < vocab_size and "top_p" in filters
+            none = filters.get("top_k", 0) >= vocab_size and "top_p" not in filters
+            expected = 0 if none else vocab_size if both else vocab_size - 1
+            assert sampler(vocab_size, target=target).n_candidates() == expected
+
+
+@pytest.mark.parametrize("vocab_size", [40000, 128256])
+def test_even_logits(vocab_size: int) -> None:
+    """As random weights make them: top-p's bin has hundreds, with logits of one sign or of both."""
+    for shift in (0.0, 0.2, 5.0):
+        logits = logits_of(vocab_size, 4, spread=0.9) + np.float32(shift)
+        for filters in LISTS.values():
+            assert_exact(logits, Sampling(0.8, seed=3, **filters), 3)
+        assert_exact(logits, Sampling(0.8, top_p=0.9, seed=3), 3)
+        assert 200 < sampler(vocab_size).n_candidates() < 2000
+    assert_exact(logits, Sampling(0.8, seed=3), 3)
+    assert sampler(vocab_size).n_candidates() == 0
+
+
+def test_fewer_tokens_than_top_k() -> None:
+    """Where it is cold most weights are 0: top-k keeps all others, top-p and min-p some of these."""
+    logits = logits_of(3000, 6)
+    for temperature in (0.001, 0.01, 0.05):
+        for filters in ({}, {"top_p": 0.5}, {"top_p": 0.9999}, {"min_p": 0.1}):
+            for top_k in (1, 5, 500, 2999):
+                assert_exact(logits, Sampling(temperature, top_k=top_k, seed=2, **filters), 3)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_software_draws_the_same(name: str) -> None:
+    for vocab_size in (1, 15, 1000, 32003):
+        history = [t % vocab_size for t in range(40)]
+        assert_exact(logits_of(vocab_size), parameters(name), 3, history, name, SOFTWARE)
+        sampler(vocab_size, target=SOFTWARE).check_guards()
 
 
 def test_temperatures() -> None:
@@ -357,6 +422,21 @@ def test_host_driven_draws_the_same() -> None:
             made = sampler(3000, "host").run(logits, history, sampling)
             assert made == [draw(logits, history, sampling)]
             history += made
+
+
+def test_any_stop_token_ends() -> None:
+    """As many as there may be; their last one counts too."""
+    logits, sampling = logits_of(300), parameters("all")
+    first = draw(logits, [1, 2, 3], sampling)
+    for options in (sampling, Sampling()):
+        token = first if options is sampling else int(logits.argmax())
+        words = sampler(300).words([1, 2, 3], options, n_stop_tokens=MAX_STOP_TOKENS)
+        for at in range(MAX_STOP_TOKENS):
+            words[len(WORDS) - 1 :] = [299 if token != 299 else 298] * MAX_STOP_TOKENS
+            words[len(WORDS) - 1 + at] = token
+            assert sampler(300).run_words(logits, [1, 2, 3], words) == [-1]
+        words[WORDS.index("n_stop_tokens")] = MAX_STOP_TOKENS - 1
+        assert sampler(300).run_words(logits, [1, 2, 3], words) == [token]
 
 
 def test_nothing_runs_after_a_stop_or_inside_a_prompt() -> None:
