@@ -33,7 +33,7 @@ class Shapes:
     arg-max. `project.lanes` is the most; short rows get fewer. Those that write int8 have one block per
     workgroup, and here only their lanes: `residual` adds the residual and normalises, `gated` is for gate and
     up. Lanes are 16 or more. A workgroup of decode attention takes `tile` cache positions at a time, and at
-    most `splits` workgroups, up to 32, share a KV head's.
+    most `splits` workgroups share a KV head's.
     """
 
     project: GemvLayout = GemvLayout(128, 32)
@@ -41,7 +41,7 @@ class Shapes:
     gated: int = 16
     head: GemvLayout = GemvLayout(256, 16)
     tile: int = 32
-    splits: int = 32
+    splits: int = 64
 
 
 GENERIC = Shapes()
@@ -67,7 +67,7 @@ CHOICES = MappingProxyType(
         "gated": (16, 32),
         "head": tuple(GemvLayout(threads, lanes) for threads in (64, 128, 256) for lanes in (16, 32)),
         "tile": (16, 32, 64),
-        "splits": (8, 16, 32),
+        "splits": (16, 32, 64, 128),
     }
 )
 """What `--tune` tries for each field of `Shapes`. They do not depend on each other."""

@@ -22,6 +22,7 @@ THREADS = 128
 SEGMENTS = 16  # threads that share a head's softmax in decode attention
 GROUP_LIMIT = THREADS // SEGMENTS  # query heads that one workgroup of decode attention can serve
 REDUCE_FOURS = 8  # vec4s of a head per workgroup of the reduction: 32 values, one int8 block
+REDUCE_SPLITS = 32  # splits that it merges at once
 APPEND_THREADS = 64
 
 
@@ -40,7 +41,7 @@ class Attention:
     rows, and the long ones are read when `sequence.call_length` > `long_threshold`.
 
     A workgroup of decode attention takes `tile` positions of the cache at a time, a power of two from
-    `SEGMENTS` to `THREADS`; at most `splits`, up to 32, share a KV head's, tile by tile.
+    `SEGMENTS` to `THREADS`; at most `splits` share a KV head's, tile by tile.
     """
 
     heads: int
@@ -254,7 +255,7 @@ def decode_attention(
     )
     if single:
         return Lowered((decode,))
-    slots = max(4, 1 << (attention.n_splits - 1).bit_length())
+    slots = min(max(4, 1 << (attention.n_splits - 1).bit_length()), REDUCE_SPLITS)
     reduce = Kernel(
         name="attention_reduce",
         template="attention_reduce.wgsl.j2",
@@ -267,6 +268,7 @@ def decode_attention(
             n_splits=attention.n_splits,
             lanes=REDUCE_FOURS,
             slices=slots,
+            turns=-(-attention.n_splits // slots),
             y_int8=out_int8,
             y_scales=quantized_scales(attention.heads * attention.head_size, 4 * REDUCE_FOURS),
         ),

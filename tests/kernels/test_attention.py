@@ -49,6 +49,7 @@ SHAPES = {
     "short tiles, head size 48": Attention(4, 2, 48, 200, tile=16),
     "long tiles, group 7, window 150": Attention(7, 1, 64, 300, window=150, tile=128),
     "tiles in turn, group 3, window 150": Attention(6, 2, 64, 300, window=150, tile=16, splits=3),
+    "merged four at a time, window 1700": Attention(2, 1, 32, 2000, window=1700, tile=16, splits=128),
 }
 shapes = pytest.mark.parametrize("attention", SHAPES.values(), ids=SHAPES)
 targets = pytest.mark.parametrize("target", DISTINCT, ids=lambda target: target.name)
@@ -122,7 +123,7 @@ def run_decode(attention: Attention, target: Target, total: int) -> tuple[np.nda
 @targets
 @shapes
 def test_decode(attention: Attention, target: Target) -> None:
-    lengths = {1, 2, 17, 64, 65, 66, 127, 128, 129, attention.capacity - 1, attention.capacity}
+    lengths = {1, 2, 17, 64, 65, 66, 127, 128, 129, 600, attention.capacity - 1, attention.capacity}
     for total in sorted(n for n in lengths if n <= attention.capacity):
         got, expected = run_decode(attention, target, total)
         np.testing.assert_allclose(got, expected, atol=TOLERANCE, rtol=0, err_msg=f"length {total}")
@@ -130,7 +131,7 @@ def test_decode(attention: Attention, target: Target) -> None:
 
 @pytest.mark.parametrize("total", [1, 100, 131072])
 def test_decode_of_a_long_cache(total: int) -> None:
-    """4,096 tiles of 32 splits; 131,072 terms, of which the greatest decide."""
+    """4,096 tiles by 64 splits; 131,072 terms, of which the greatest decide."""
     got, expected = run_decode(Attention(2, 1, 32, 131072), PORTABLE, total)
     np.testing.assert_allclose(got, expected, atol=TOLERANCE, rtol=0)
 

@@ -263,12 +263,13 @@ fn attention_reduce(@builtin(workgroup_id) group: vec3u, @builtin(local_invocati
   let four = group.y * LANES + lane;
   let split = thread / LANES;
 
-  // Loads do not wait for the sequence: what a split that saw nothing left there is not used.
+  // These loads do not wait for the sequence: what a split that saw nothing left there is not used.
   let at = head * N_SPLITS + min(split, N_SPLITS - 1);
-  let partial = select(vec2f(LOWEST, 0.0), softmax_reduce[at], split < n_live);
-  let sum_of_split = sums_reduce[at * FOURS + min(four, FOURS - 1)];
+  let column = min(four, FOURS - 1);
+  let sum_0 = sums_reduce[at * FOURS + column];
+  let partial_0 = select(vec2f(LOWEST, 0.0), softmax_reduce[at], split < n_live);
   if (lane == 0) {
-    maxima_reduce[split / 4][split % 4] = partial.x;
+    maxima_reduce[split / 4][split % 4] = partial_0.x;
   }
   workgroupBarrier();
   var greatest = maxima_reduce[0];
@@ -276,11 +277,11 @@ fn attention_reduce(@builtin(workgroup_id) group: vec3u, @builtin(local_invocati
     greatest = max(greatest, maxima_reduce[i]);
   }
   let maximum = max(max(greatest.x, greatest.y), max(greatest.z, greatest.w));
-  let weight = exp(partial.x - maximum);
+  let weight_0 = exp(partial_0.x - maximum);
   if (lane == 0) {
-    totals[split / 4][split % 4] = partial.y * weight;
+    totals[split / 4][split % 4] = partial_0.y * weight_0;
   }
-  weighted[thread] = select(vec4f(), sum_of_split * weight, split < n_live);
+  weighted[thread] = select(vec4f(), sum_0 * weight_0, split < n_live);
   workgroupBarrier();
   if (split == 0 && four < FOURS) {
     let sum = weighted[lane] + weighted[lane + 8] + weighted[lane + 16] + weighted[lane + 24];
