@@ -3,15 +3,17 @@
 Drawing takes four kernels, three of them with many workgroups. Nothing is sorted:
 
 1. `sample_keys`: the repetition penalty on every token of the history (once each; positive logits are
-   divided by it, others multiplied), then u32 keys in the order of the logits.
+   divided by it, others multiplied), then u32 keys in the order of the logits. A workgroup more clears the
+   histogram and draws the random number.
 2. `sample_weights`: exp((logit - greatest) / temperature) as an integer fraction of 2^31, and a histogram
    of the tokens by their weight, 32 bins per octave. It counts them for top-k, and adds up weights for top-p.
 3. `sample_candidates`: the bin in which the filter ends: top-k, or top-p where there is no top-k. The tokens
    of that bin are the candidates, and those above it too if top-p follows top-k. It lists them, and adds up
    the weights of the others that survive.
 4. `sample`: the least key that the filters keep. Of at most 256 candidates each is compared with all others;
-   more are searched digit by digit (radix selection). Then the first token, in the order of the vocabulary,
-   at which the running sum of the surviving weights is over a random fraction of their total.
+   more are searched digit by digit (radix selection) until few are left. Then the first token, in the order
+   of the vocabulary, at which the running sum of the surviving weights is over a random fraction of their
+   total.
 
 Each loads what it can before it waits for anything, the words of the sequence included.
 
@@ -55,8 +57,8 @@ BINS = 1024
 CPU_BINS = 256
 """The same where a CPU plays the GPU; it has them in storage only."""
 
-HISTOGRAM_WORDS = 5
-"""Words of `sample/histogram` behind its bins (sample_histogram.wgsl.j2)."""
+SELECTION_WORDS = 6
+"""Of `sample/selection` (sample_selection.wgsl.j2)."""
 
 assert CPU_SAMPLE_THREADS >= MAX_STOP_TOKENS, "a thread compares the token with one of them"
 
@@ -86,7 +88,8 @@ def sample(builder: Builder) -> list[Kernel]:
         for name, dims in {
             "scores": (2, room),
             "span_keys": (n_spans,),
-            "histogram": (2 * bins + HISTOGRAM_WORDS,),
+            "histogram": (2 * bins,),
+            "selection": (SELECTION_WORDS,),
             "list": (room, 4),
             "span_weights": (n_spans, 2),
         }.items()
@@ -97,24 +100,24 @@ def sample(builder: Builder) -> list[Kernel]:
         "span": span,
         "n_spans": n_spans,
         "bins": bins,
-        "histogram_words": 2 * bins + HISTOGRAM_WORDS,
+        "sampling_draw": SAMPLING_DRAW,
         "direct": builder.target.cpu,
     }
 
-    def kernel(step: str, written: str, read: str, nbytes: int) -> Kernel:
+    def kernel(step: str, written: str, read: str, nbytes: int, groups: int = n_spans) -> Kernel:
         bindings = [
             *reads(sequence=builder.tensors[SEQUENCE]),
             *writes(**{name: tensors[name] for name in written.split()}),
             *reads(**{name: tensors[name] for name in read.split()}),
         ]
-        return _sampling_kernel(f"sample_{step}", n_spans, threads, bindings, shape, nbytes, vocab_size)
+        return _sampling_kernel(f"sample_{step}", groups, threads, bindings, shape, nbytes, vocab_size)
 
     # In an order that gives kernels which share a file the same binding for the same use.
     bins_nbytes = 0 if builder.target.cpu else 8 * bins
     return [
-        kernel("keys", "histogram scores span_keys", "tokens logits", 4 + span // 8),
+        kernel("keys", "histogram scores span_keys selection", "tokens logits", 4 + span // 8, n_spans + 1),
         kernel("weights", "histogram scores", "span_keys", 4 + bins_nbytes),
-        kernel("candidates", "histogram list span_weights", "scores", _scan_nbytes(threads)),
+        kernel("candidates", "selection list span_weights", "scores histogram", _scan_nbytes(threads)),
         _choose(builder, threads, shape, scratch),
     ]
 
@@ -147,7 +150,7 @@ def _choose(
     tensors = builder.tensors
     values, indices = tensors[ARGMAX_VALUES], tensors[ARGMAX_INDICES]
     state = reads(sequence=tensors[SEQUENCE]) if host else writes(sequence=tensors[SEQUENCE])
-    read = ("scores", "span_weights", "histogram", "list") if scratch else ()
+    read = ("scores", "span_weights", "selection", "list") if scratch else ()
     bindings = [
         *state,
         *writes(tokens=tensors[TOKENS]),
@@ -161,10 +164,9 @@ def _choose(
         "n_partials": prod(values.shape),
         "stop_limit": STOP_LIMIT,
         "stop_token": STOP_TOKEN,
-        "sampling_draw": SAMPLING_DRAW,
         "max_stop_tokens": MAX_STOP_TOKENS,
     }
-    nbytes = _scan_nbytes(threads) + 16 * threads + 16 if scratch else 8 * threads + 4
+    nbytes = _scan_nbytes(threads) + 24 * threads + 36 if scratch else 8 * threads + 4
     kernel = _sampling_kernel("sample", 1, threads, bindings, constants, nbytes, prod(values.shape))
     return kernel if scratch else renamed(kernel, "sample_greedy")
 

@@ -20,7 +20,7 @@ from gpu import ALL_TARGETS, device
 from sampling_reference import draw, penalised, philox, probabilities, softmax, surviving, weights_of
 from webgpu_compile.compiler.emit.wgsl import render
 from webgpu_compile.compiler.lowering.builder import Builder, DecoderShape
-from webgpu_compile.compiler.lowering.sampling import HISTOGRAM_WORDS, sample, spans
+from webgpu_compile.compiler.lowering.sampling import sample, spans
 from webgpu_compile.compiler.passes.functions import DOMAIN
 from webgpu_compile.compiler.program import DType, Program, Role
 from webgpu_compile.compiler.sequence import ARGMAX_INDICES, ARGMAX_VALUES, MAX_STOP_TOKENS, WORDS
@@ -116,9 +116,7 @@ class Sampler:
 
     def n_candidates(self) -> int:
         """The length of the last list."""
-        nbytes = self.buffers["sample/histogram"].size - 256
-        words = np.frombuffer(device().queue.read_buffer(self.buffers["sample/histogram"]), np.uint32)
-        return int(words[nbytes // 4 - HISTOGRAM_WORDS])
+        return int(np.frombuffer(device().queue.read_buffer(self.buffers["sample/selection"]), np.uint32)[0])
 
     def check_guards(self) -> None:
         for name, nbytes in self.guards.items():

@@ -100,13 +100,16 @@ fn sample_greedy(@builtin(local_invocation_index) thread: u32) {
 // Sampling, step 1 of 4: logits, after the repetition penalty, as u32 keys in their order; 0 is never drawn.
 
 const SPAN = 1024u;  // tokens per workgroup
+const N_SPANS = 1u;
+const SAMPLING_DRAW = 1u;
 
 @group(0) @binding(0) var<storage, read> sequence_keys: Sequence;
-@group(0) @binding(1) var<storage, read_write> histogram: array<atomic<u32>>;
+@group(0) @binding(1) var<storage, read_write> histogram: array<u32>;
+@group(0) @binding(4) var<storage, read_write> selection: array<u32>;
 @group(0) @binding(2) var<storage, read_write> scores: array<vec4u>;  // keys, then weights
 @group(0) @binding(3) var<storage, read_write> span_keys: array<u32>;  // the greatest of each span
-@group(0) @binding(4) var<storage, read> tokens_keys: array<i32>;
-@group(0) @binding(5) var<storage, read> logits: array<u32>;  // f32, read as bits: NaN is told by them
+@group(0) @binding(5) var<storage, read> tokens_keys: array<i32>;
+@group(0) @binding(6) var<storage, read> logits: array<u32>;  // f32, read as bits: NaN is told by them
 
 var<workgroup> greatest: atomic<u32>;
 var<workgroup> seen: array<atomic<u32>, 32>;  // a bit per token of the span
@@ -114,6 +117,32 @@ var<workgroup> seen: array<atomic<u32>, 32>;  // a bit per token of the span
 // Not when the arg-max is wanted, nor after the end, nor inside a prompt.
 fn sampling_runs(now: Sequence) -> bool {
   return now.sampling != 0 && now.stop == 0 && now.total_length == now.n_tokens;
+}
+
+// Words of `selection`: what there is to know of the candidates, and the random number.
+const COUNT = 0u;
+const TOP_P = 2u;  // of the second one, in 2^-32; 0: there is none
+const RANDOM = 5u;  // in 2^-32: where in the weight of what survives the token is
+
+// The upper 32 bits of a · b.
+fn multiply_high(a: u32, b: u32) -> u32 {
+  let low = (a & 0xffffu) * (b & 0xffffu);
+  let middle = (a >> 16) * (b & 0xffffu) + (low >> 16);
+  let other = (a & 0xffffu) * (b >> 16) + (middle & 0xffffu);
+  return (a >> 16) * (b >> 16) + (middle >> 16) + (other >> 16);
+}
+
+// The first word of Philox-4x32-10 (Salmon et al. 2011).
+fn philox(counter: u32, seed: vec2u) -> u32 {
+  var state = vec4u(counter, 0u, 0u, 0u);
+  var key = seed;
+  for (var i = 0u; i < 10; i++) {
+    let high = vec2u(multiply_high(0xd2511f53u, state.x), multiply_high(0xcd9e8d57u, state.z));
+    let low = vec2u(0xd2511f53u * state.x, 0xcd9e8d57u * state.z);
+    state = vec4u(high.y ^ state.y ^ key.x, low.y, high.x ^ state.w ^ key.y, low.x);
+    key += vec2u(0x9e3779b9u, 0xbb67ae85u);
+  }
+  return state.x;
 }
 
 // The reciprocal comes from the host: division is not exact here.
@@ -144,15 +173,39 @@ fn logits_from(token: u32) -> vec4u {
   return four;
 }
 
+// Four tokens of the history; behind its end anything.
+fn tokens_from(i: u32) -> vec4u {
+  var four: vec4u;
+  for (var j = 0u; j < 4; j++) {
+    four[j] = u32(tokens_keys[min(i + j * THREADS, arrayLength(&tokens_keys) - 1)]);
+  }
+  return four;
+}
+
+// What one workgroup more does for the steps that follow: clears the histogram, draws the random number.
+fn prepare(thread: u32) {
+  for (var i = thread; i < 2048; i += THREADS) {
+    histogram[i] = 0u;
+  }
+  if (thread == 0) {
+    let random = philox(sequence_keys.n_tokens, vec2u(sequence_keys.seed_low, sequence_keys.seed_high));
+    selection[COUNT] = 0u;
+    selection[TOP_P] = 0u;
+    selection[RANDOM] = select(0u, random, sequence_keys.sampling == SAMPLING_DRAW);  // 0: the first survivor
+  }
+}
+
 @compute @workgroup_size(256)
 fn sample_keys(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
   let begin = group.x * SPAN;
   var bits = logits_from(begin + 4 * thread);  // asked for before anything waits
+  var seen_tokens = tokens_from(thread);
   if (!sampling_runs(sequence_keys)) {
     return;
   }
-  for (var i = thread; group.x == 0 && i < 2053; i += THREADS) {
-    atomicStore(&histogram[i], 0u);
+  if (group.x == N_SPANS) {
+    prepare(thread);
+    return;
   }
   for (var i = thread; i < SPAN / 32; i += THREADS) {
     atomicStore(&seen[i], 0u);
@@ -163,13 +216,13 @@ fn sample_keys(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_in
   workgroupBarrier();
   let n_seen = select(sequence_keys.n_tokens, 0u, sequence_keys.repetition_penalty == 0x3f800000u);  // 1.0
   for (var i = thread; i < n_seen; i += 4 * THREADS) {
-    var places: vec4u;  // all before the first is looked at; behind the end the last again
-    for (var j = 0u; j < 4; j++) {
-      places[j] = u32(tokens_keys[min(i + j * THREADS, n_seen - 1)]) - begin;  // wraps around below the span
+    if (i >= 4 * THREADS) {
+      seen_tokens = tokens_from(i);
     }
     for (var j = 0u; j < 4; j++) {
-      if (places[j] < SPAN) {
-        atomicOr(&seen[places[j] / 32], 1u << (places[j] % 32));
+      let place = seen_tokens[j] - begin;  // wraps around below the span
+      if (i + j * THREADS < n_seen && place < SPAN) {
+        atomicOr(&seen[place / 32], 1u << (place % 32));
       }
     }
   }
@@ -192,9 +245,9 @@ fn sample_keys(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_in
 // Sampling, step 2: weights, 2^31 · exp((logit - greatest) / temperature) rounded down, and their histogram.
 // Integers add up to the same sum in any order and on every GPU.
 
-const N_SPANS = 1u;
 const ROOM = 256u;  // fours of tokens in all
 
+@group(0) @binding(1) var<storage, read_write> histogram_weights: array<atomic<u32>>;
 @group(0) @binding(3) var<storage, read> span_keys_weights: array<u32>;
 
 var<workgroup> bins: array<atomic<u32>, 2048>;  // of this workgroup: units of 1, and of 2^16
@@ -220,15 +273,12 @@ fn add_wide(a: Wide, b: Wide) -> Wide {
   return Wide(low, a.y + b.y + select(0u, 1u, low < a.x));
 }
 
-// The upper 32 bits of a · b.
-fn multiply_high(a: u32, b: u32) -> u32 {
-  let low = (a & 0xffffu) * (b & 0xffffu);
-  let middle = (a >> 16) * (b & 0xffffu) + (low >> 16);
-  let other = (a & 0xffffu) * (b >> 16) + (middle & 0xffffu);
-  return (a >> 16) * (b >> 16) + (middle >> 16) + (other >> 16);
+// Of sums of lower and of upper halves of 32-bit numbers.
+fn add_halves(low: u32, high: u32) -> Wide {
+  return add_wide(wide(low), Wide(high << 16, high >> 16));
 }
 
-// The histogram: low words of bins, as many high words, and then what there is to know of the candidates:
+// Bins of the histogram: as many low words, then as many high words.
 const BINS = 1024u;
 
 // 32 bins per power of two, the greatest weights first.
@@ -305,12 +355,11 @@ fn sample_weights(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation
   }
   workgroupBarrier();
   for (var bin = thread; bin < BINS && has_candidates(); bin += THREADS) {
-    let high = atomicLoad(&bins[BINS + bin]);
-    let sum = add_wide(Wide(high << 16, high >> 16), wide(atomicLoad(&bins[bin])));
+    let sum = add_halves(atomicLoad(&bins[bin]), atomicLoad(&bins[BINS + bin]));
     if (sum.x != 0 || sum.y != 0) {
       // Units of 1 and of 2^24: the low words of 256 workgroups have no carry that anyone would wait for.
-      atomicAdd(&histogram[bin], sum.x & 0xffffffu);
-      atomicAdd(&histogram[BINS + bin], (sum.y << 8) | (sum.x >> 24));
+      atomicAdd(&histogram_weights[bin], sum.x & 0xffffffu);
+      atomicAdd(&histogram_weights[BINS + bin], (sum.y << 8) | (sum.x >> 24));
     }
   }
 }
@@ -319,10 +368,13 @@ fn sample_weights(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation
 // too; the last step looks at them one by one.
 
 const BINS_PER_THREAD = 4u;
+const FOURS = 1u;  // of bins per thread
 
+@group(0) @binding(1) var<storage, read_write> selection_candidates: array<atomic<u32>>;
 @group(0) @binding(2) var<storage, read_write> list: array<vec4u>;  // of candidates: key, weight, token
 @group(0) @binding(3) var<storage, read_write> span_weights: array<vec2u>;  // of what survives and is not listed
 @group(0) @binding(4) var<storage, read> scores_candidates: array<vec4u>;
+@group(0) @binding(5) var<storage, read> histogram_candidates: array<vec4u>;
 
 fn subtract_wide(a: Wide, b: Wide) -> Wide {
   return Wide(a.x - b.x, a.y - b.y - select(0u, 1u, a.x < b.x));
@@ -380,10 +432,8 @@ fn find(thread: u32, what: u32, before: Wide, upto: Wide, least: Wide) -> vec3u 
   return workgroupUniformLoad(&found);
 }
 
-const COUNT = 2048u;
-const BY_COUNT = 2049u;  // 1 where top-k is the first filter
-const TOP_P = 2050u;  // of the second one, in 2^-32; 0: there is none
-const NEEDED = 2051u;  // how many of them, or how much weight, the first one keeps: two words
+const BY_COUNT = 1u;  // 1 where top-k is the first filter
+const NEEDED = 3u;  // how many of them, or how much weight, the first one keeps: two words
 
 @compute @workgroup_size(256)
 fn sample_candidates(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
@@ -392,11 +442,14 @@ fn sample_candidates(@builtin(workgroup_id) group: vec3u, @builtin(local_invocat
   var weight = scores_candidates[ROOM + begin + thread];
   var bins: array<Wide, BINS_PER_THREAD>;
   var sum = Wide();
-  for (var i = 0u; i < BINS_PER_THREAD; i++) {
-    let bin = thread * BINS_PER_THREAD + i;
-    let high = atomicLoad(&histogram[BINS + bin]);
-    bins[i] = add_wide(wide(atomicLoad(&histogram[bin])), Wide(high << 24, high >> 8));
-    sum = add_wide(sum, bins[i]);
+  for (var i = 0u; i < FOURS; i++) {
+    let low = histogram_candidates[thread * FOURS + i];
+    let high = histogram_candidates[BINS / 4 + thread * FOURS + i];
+    for (var j = 0u; j < 4; j++) {
+      let bin = add_wide(wide(low[j]), Wide(high[j] << 24, high[j] >> 8));
+      bins[4 * i + j] = bin;
+      sum = add_wide(sum, bin);
+    }
   }
   if (!sampling_runs(sequence_keys)) {
     return;
@@ -431,10 +484,10 @@ fn sample_candidates(@builtin(workgroup_id) group: vec3u, @builtin(local_invocat
       least = subtract_wide(least, end.yz);
     }
     if (group.x == 0 && thread == 0) {
-      atomicStore(&histogram[BY_COUNT], select(0u, 1u, has_top_k()));
-      atomicStore(&histogram[TOP_P], select(0u, sequence_keys.top_p, has_both));
-      atomicStore(&histogram[NEEDED], least.x);
-      atomicStore(&histogram[NEEDED + 1], least.y);
+      atomicStore(&selection_candidates[BY_COUNT], select(0u, 1u, has_top_k()));
+      atomicStore(&selection_candidates[TOP_P], select(0u, sequence_keys.top_p, has_both));
+      atomicStore(&selection_candidates[NEEDED], least.x);
+      atomicStore(&selection_candidates[NEEDED + 1], least.y);
     }
   }
 
@@ -443,7 +496,7 @@ fn sample_candidates(@builtin(workgroup_id) group: vec3u, @builtin(local_invocat
     for (var j = 0u; j < 4; j++) {
       let bin = bin_of(max(weight[j], 1u));
       if (weight[j] != 0 && bin >= first && bin <= last) {
-        let at = atomicAdd(&histogram[COUNT], 1u);
+        let at = atomicAdd(&selection_candidates[COUNT], 1u);
         list[at] = vec4u(key[j], weight[j], 4 * (begin + i) + j, 0u);
       } else if (weight[j] >= sequence_keys.min_p && bin < first) {
         sum = add_wide(sum, wide(weight[j]));
@@ -459,32 +512,22 @@ fn sample_candidates(@builtin(workgroup_id) group: vec3u, @builtin(local_invocat
 // The next token: the largest logit, or sampling's step 4.
 
 @group(0) @binding(5) var<storage, read> span_weights_main: array<vec2u>;
-@group(0) @binding(6) var<storage, read> histogram_main: array<u32>;
+@group(0) @binding(6) var<storage, read> selection_main: array<u32>;
 @group(0) @binding(7) var<storage, read> list_main: array<vec4u>;
 
 var<workgroup> draws: bool;
 
-// The first word of Philox-4x32-10 (Salmon et al. 2011).
-fn philox(counter: u32, seed: vec2u) -> u32 {
-  var state = vec4u(counter, 0u, 0u, 0u);
-  var key = seed;
-  for (var i = 0u; i < 10; i++) {
-    let high = vec2u(multiply_high(0xd2511f53u, state.x), multiply_high(0xcd9e8d57u, state.z));
-    let low = vec2u(0xd2511f53u * state.x, 0xcd9e8d57u * state.z);
-    state = vec4u(high.y ^ state.y ^ key.x, low.y, high.x ^ state.w ^ key.y, low.x);
-    key += vec2u(0x9e3779b9u, 0xbb67ae85u);
-  }
-  return state.x;
-}
-
 const TOKENS_PER_THREAD = 4u;
-const SAMPLING_DRAW = 1u;
 const DIGIT_BITS = 8u;
 
 var<workgroup> lows: array<atomic<u32>, THREADS>;
 var<workgroup> highs: array<atomic<u32>, THREADS>;
-var<workgroup> least_kept: atomic<u32>;
-var<workgroup> random: u32;
+var<workgroup> greatest_key: atomic<u32>;
+var<workgroup> least_key: atomic<u32>;
+var<workgroup> n_few: atomic<u32>;
+var<workgroup> few_keys: array<vec4u, THREADS / 4>;  // of a candidate per thread; 0 where there is none
+var<workgroup> few_weights: array<vec4u, THREADS / 4>;
+var<workgroup> shared_words: vec2u;  // what all threads are to know
 var<private> candidate: vec4u;  // of this thread, where there are few
 
 fn clear_bins(thread: u32) {
@@ -501,31 +544,106 @@ fn add_to_bin(bin: u32, value: u32) {
   }
 }
 
+fn needed() -> Wide {
+  return Wide(selection_main[NEEDED], selection_main[NEEDED + 1]);
+}
+
 fn bin_sum(bin: u32) -> Wide {
   return Wide(atomicLoad(&lows[bin]), atomicLoad(&highs[bin]));
 }
 
-// The least key that a filter keeps: candidates down to it come to `least`, by number or by weight.
-fn threshold(thread: u32, n: u32, by_count: bool, least: Wide) -> u32 {
-  if (n <= THREADS) {
-    return threshold_of_few(thread, n, by_count, least);
+fn sum_of_four(x: vec4u) -> u32 {
+  return dot(x, vec4u(1));
+}
+
+fn place_few(at: u32, value: vec4u) {
+  few_keys[at / 4][at % 4] = value.x;
+  few_weights[at / 4][at % 4] = value.y;
+}
+
+// The least key kept of the few: those above one must come to less than `least`, by number or by weight, and to less than
+// the part `top_p` of the weight of what that leaves.
+fn least_of_few(thread: u32, by_count: bool, least: Wide, top_p: u32) -> u32 {
+  if (thread == 0) {
+    atomicStore(&least_key, ~0u);
   }
-  // It is at most `range` below `high`. A digit at a time, the greatest keys in the first bin.
-  var high = ~0u;
-  var range = ~0u;
+  clear_bins(thread);
+  let key = few_keys[thread / 4][thread % 4];
+  let weight = few_weights[thread / 4][thread % 4];
+  var count = vec4u();
+  var low = vec4u();
+  var high = vec4u();
+  for (var i = 0u; i < THREADS / 4 && few_keys[i].x != 0; i++) {
+    let is_above = few_keys[i] > vec4u(key);
+    let above = select(vec4u(), few_weights[i], is_above);
+    count += select(vec4u(), vec4u(1), is_above);
+    low += above & vec4u(0xffffu);
+    high += above >> vec4u(16);
+  }
+  let above = add_halves(sum_of_four(low), sum_of_four(high));
+  var kept = key != 0 && is_less(select(above, wide(sum_of_four(count)), by_count), least);
+  if (top_p != 0) {
+    if (kept) {
+      atomicAdd(&lows[0], weight & 0xffffu);
+      atomicAdd(&highs[0], weight >> 16);
+    }
+    workgroupBarrier();
+    let sum = add_halves(atomicLoad(&lows[0]), atomicLoad(&highs[0]));
+    kept = kept && is_less(above, least_one(fraction_of(sum, top_p)));
+  }
+  if (kept) {
+    atomicMin(&least_key, key);
+  }
+  workgroupBarrier();
+  return atomicLoad(&least_key);
+}
+
+// The same of any number of candidates, one filter after the other.
+fn least_of_many(thread: u32, n: u32) -> u32 {
+  let first = threshold(thread, n, selection_main[BY_COUNT] != 0, needed());
+  if (selection_main[TOP_P] == 0) {
+    return first;
+  }
+  let kept = weight_down_to(thread, n, first);
+  return threshold(thread, n, false, least_one(fraction_of(kept, selection_main[TOP_P])));
+}
+
+// The greatest key with which candidates come to `least`, by number or by weight.
+fn threshold(thread: u32, n: u32, by_count: bool, least: Wide) -> u32 {
+  if (thread == 0) {
+    atomicStore(&greatest_key, 0u);
+    atomicStore(&least_key, ~0u);
+  }
+  workgroupBarrier();
+  var keys = vec2u(~0u, 0u);
+  for (var i = thread; i < n; i += 4 * THREADS) {
+    var four: vec4u;  // all asked for before the first is looked at; behind the last, that one again
+    for (var j = 0u; j < 4; j++) {
+      four[j] = list_main[min(i + j * THREADS, n - 1)].x;
+    }
+    keys.x = min(keys.x, min(min(four.x, four.y), min(four.z, four.w)));
+    keys.y = max(keys.y, max(max(four.x, four.y), max(four.z, four.w)));
+  }
+  atomicMin(&least_key, keys.x);
+  atomicMax(&greatest_key, keys.y);
+  workgroupBarrier();
+  if (thread == 0) {
+    shared_words = vec2u(atomicLoad(&least_key), atomicLoad(&greatest_key));
+  }
+  let bounds = workgroupUniformLoad(&shared_words);
+
+  // It is at most `range` below `high`. A digit at a time, the greatest keys in the first bin, until few are left.
+  var high = bounds.y;
+  var range = bounds.y - bounds.x;
+  var shift = 32 - countLeadingZeros(range);
   var missing = least;
-  for (var shift = 32 - DIGIT_BITS; range != 0; shift -= DIGIT_BITS) {
+  while (shift > 0) {
+    shift -= min(shift, DIGIT_BITS);
     clear_bins(thread);
-    for (var i = thread; i < n; i += 4 * THREADS) {
-      var four: array<vec4u, 4>;  // all before the first is looked at
-      for (var j = 0u; j < 4; j++) {
-        four[j] = list_main[min(i + j * THREADS, n - 1)];
-      }
-      for (var j = 0u; j < 4; j++) {
-        let below = high - four[j].x;
-        if (i + j * THREADS < n && below <= range) {
-          add_to_bin(below >> shift, select(four[j].y, 1u, by_count));
-        }
+    for (var i = thread; i < n; i += THREADS) {
+      let below = high - list_main[i].x;
+      if (below <= range) {
+        add_to_bin(below >> shift, select(list_main[i].y, 1u, by_count));
       }
     }
     workgroupBarrier();
@@ -534,30 +652,33 @@ fn threshold(thread: u32, n: u32, by_count: bool, least: Wide) -> u32 {
     missing = subtract_wide(missing, digit.yz);
     high -= digit.x << shift;
     range = (1u << shift) - 1;
+    if (shift > 0 && collect(thread, n, high, range) <= THREADS) {
+      return least_of_few(thread, by_count, missing, 0u);
+    }
   }
   return high;
 }
 
-// The same where a thread has a candidate at most: it is kept if those above it do not come to `least`.
-fn threshold_of_few(thread: u32, n: u32, by_count: bool, least: Wide) -> u32 {
+// Makes the candidates whose keys are at most `range` below `high` the few. Returns how many there are.
+fn collect(thread: u32, n: u32, high: u32, range: u32) -> u32 {
+  place_few(thread, vec4u());
   if (thread == 0) {
-    atomicStore(&least_kept, ~0u);
+    atomicStore(&n_few, 0u);
   }
   workgroupBarrier();
-  if (thread < n) {
-    var above = Wide();
-    for (var i = 0u; i < n; i += 4) {
-      for (var j = i; j < i + 4; j++) {
-        let other = list_main[j];
-        above = add_wide(above, wide(select(0u, select(other.y, 1u, by_count), j < n && other.x > candidate.x)));
+  for (var i = thread; i < n; i += THREADS) {
+    if (high - list_main[i].x <= range) {
+      let at = atomicAdd(&n_few, 1u);
+      if (at < THREADS) {
+        place_few(at, list_main[i]);
       }
     }
-    if (is_less(above, least)) {
-      atomicMin(&least_kept, candidate.x);
-    }
   }
   workgroupBarrier();
-  return atomicLoad(&least_kept);
+  if (thread == 0) {
+    shared_words.x = atomicLoad(&n_few);
+  }
+  return workgroupUniformLoad(&shared_words).x;
 }
 
 // The weight of the candidates with `key` or a greater one.
@@ -571,34 +692,29 @@ fn weight_down_to(thread: u32, n: u32, key: u32) -> Wide {
 }
 
 // The weight with which a token is drawn: 0 if a filter took it out.
-fn drawn_weight(key: u32, weight: u32, least_key: u32) -> u32 {
-  return select(0u, weight, key >= least_key && weight >= sequence.min_p);
+fn drawn_weight(key: u32, weight: u32, least: u32) -> u32 {
+  return select(0u, weight, key >= least && weight >= sequence.min_p);
 }
 
 // The first token at which the running sum of the surviving weights is over a random fraction of their total.
 fn drawn(thread: u32, n: u32, span_weight: Wide) -> u32 {
-  var least_key = 0u;  // that no filter takes out
-  if (n != 0) {
-    least_key = threshold(thread, n, histogram_main[BY_COUNT] != 0, Wide(histogram_main[NEEDED], histogram_main[NEEDED + 1]));
-    if (histogram_main[TOP_P] != 0) {
-      let kept = weight_down_to(thread, n, least_key);
-      least_key = threshold(thread, n, false, least_one(fraction_of(kept, histogram_main[TOP_P])));
-    }
+  var least = 0u;  // the least key that no filter takes out
+  if (n > THREADS) {
+    least = least_of_many(thread, n);
+  } else if (n != 0) {
+    place_few(thread, select(vec4u(), candidate, thread < n));
+    least = least_of_few(thread, selection_main[BY_COUNT] != 0, needed(), selection_main[TOP_P]);
   }
 
   // A thread per span of the vocabulary.
   clear_bins(thread);
   for (var i = thread; i < n; i += THREADS) {
-    add_to_bin(list_main[i].z / SPAN, drawn_weight(list_main[i].x, list_main[i].y, least_key));
-  }
-  if (thread == 0) {
-    random = philox(sequence.n_tokens, vec2u(sequence.seed_low, sequence.seed_high));
-    random = select(0u, random, sequence.sampling == SAMPLING_DRAW);  // 0: the first survivor
+    add_to_bin(list_main[i].z / SPAN, drawn_weight(list_main[i].x, list_main[i].y, least));
   }
   workgroupBarrier();
   var value = add_wide(bin_sum(thread), select(Wide(), span_weight, thread < N_SPANS));
   var upto = running_sum(thread, value);
-  var missing = add_wide(fraction_of(total(), random), wide(1u));
+  var missing = add_wide(fraction_of(total(), selection_main[RANDOM]), wide(1u));
   let span = find(thread, thread, subtract_wide(upto, value), upto, missing);
   missing = subtract_wide(missing, span.yz);
 
@@ -606,13 +722,13 @@ fn drawn(thread: u32, n: u32, span_weight: Wide) -> u32 {
   let first = span.x * SPAN + thread * TOKENS_PER_THREAD;
   value = Wide();
   for (var i = 0u; i < TOKENS_PER_THREAD; i++) {
-    value = add_wide(value, wide(weight_of_token(first + i, least_key)));
+    value = add_wide(value, wide(weight_of_token(first + i, least)));
   }
   upto = running_sum(thread, value);
   var before = subtract_wide(upto, value);
   var token = first;
   while (token < first + TOKENS_PER_THREAD - 1) {
-    let sum = add_wide(before, wide(weight_of_token(token, least_key)));
+    let sum = add_wide(before, wide(weight_of_token(token, least)));
     if (!is_less(sum, missing)) {
       break;
     }
@@ -622,9 +738,9 @@ fn drawn(thread: u32, n: u32, span_weight: Wide) -> u32 {
   return find(thread, token, before, upto, missing).x;  // 0 where all are -inf or NaN
 }
 
-fn weight_of_token(token: u32, least_key: u32) -> u32 {
+fn weight_of_token(token: u32, least: u32) -> u32 {
   let four = token / 4;
-  return drawn_weight(scores_candidates[four][token % 4], scores_candidates[ROOM + four][token % 4], least_key);
+  return drawn_weight(scores_candidates[four][token % 4], scores_candidates[ROOM + four][token % 4], least);
 }
 
 @compute @workgroup_size(256)
@@ -636,7 +752,7 @@ fn sample_main(@builtin(local_invocation_index) thread: u32) {
   }
   let span_weight = span_weights_main[min(thread, N_SPANS - 1)];
   candidate = list_main[thread];
-  let n_candidates = histogram_main[COUNT];
+  let n_candidates = selection_main[COUNT];
   if (thread == 0) {
     draws = sampling_runs(now);
   }
