@@ -47,7 +47,12 @@ MODELS: dict[str, tuple[DecoderConfig, str]] = {
     "long-rope": (long_rope(), "auto"),
     "long-rope-graph": (long_rope(mask=GRAPH, **FP16), "auto"),
 }
-FULL_SIZE = [name for name in preset_names() if not name.startswith("tiny-")]
+IN_CI = ("llama-3.2-1b", "llama-3.1-8b", "phi-4-mini", "qwen2.5-7b")
+FULL_SIZE = [
+    pytest.param(name, marks=() if name in IN_CI else pytest.mark.slow)
+    for name in preset_names()
+    if not name.startswith("tiny-")
+]
 
 
 def emitted(artifacts: Artifacts, config: DecoderConfig, **options: Any) -> Result:
