@@ -121,7 +121,6 @@ fn sampling_runs(now: Sequence) -> bool {
 
 // Words of `selection`: what there is to know of the candidates, and the random number.
 const COUNT = 0u;
-const TOP_P = 2u;  // of the second one, in 2^-32; 0: there is none
 const RANDOM = 5u;  // in 2^-32: where in the weight of what survives the token is
 
 // The upper 32 bits of a · b.
@@ -190,7 +189,6 @@ fn prepare(thread: u32) {
   if (thread == 0) {
     let random = philox(sequence_keys.n_tokens, vec2u(sequence_keys.seed_low, sequence_keys.seed_high));
     selection[COUNT] = 0u;
-    selection[TOP_P] = 0u;
     selection[RANDOM] = select(0u, random, sequence_keys.sampling == SAMPLING_DRAW);  // 0: the first survivor
   }
 }
@@ -416,6 +414,7 @@ fn find(thread: u32, what: u32, before: Wide, upto: Wide, least: Wide) -> vec3u 
 }
 
 const BY_COUNT = 1u;  // 1 where top-k is the first filter
+const TOP_P = 2u;  // of the second one, in 2^-32; 0: there is none
 const NEEDED = 3u;  // how many of them, or how much weight, the first one keeps: two words
 
 @compute @workgroup_size(16)
